@@ -1,0 +1,18 @@
+"""The MMEngine side: what configs name, registered in MMEngine's registries and in those of olor_mm."""
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
+
+from ..compat import resolve_config_scopes
+from ..optim import AdamOLOR, AdamWOLOR, SGDOLOR
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+from .constructor import OLOROptimWrapperConstructor
+
+resolve_config_scopes()
+
+for registry in (MMENGINE_OPTIMIZERS, OPTIMIZERS):
+    for optimizer in (AdamOLOR, AdamWOLOR, SGDOLOR):
+        registry.register_module(module=optimizer)
+for registry in (MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPER_CONSTRUCTORS):
+    registry.register_module(module=OLOROptimWrapperConstructor)
+
+__all__ = ['AdamOLOR', 'AdamWOLOR', 'OLOROptimWrapperConstructor', 'SGDOLOR']

@@ -1,0 +1,72 @@
+"""The ``paramwise_cfg.rollback`` section of a config, checked."""
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+
+from ..layers import METHODS
+from ..optim.penalty import check_levels
+from ..optim.rollback import COUPLINGS
+
+WHERE = 'paramwise_cfg.rollback'
+
+
+@dataclass(frozen=True)
+class RollbackSettings:
+    """How strongly each layer is pulled back, and which parameters count as pre-trained.
+
+    Args:
+        max_level (float): iota_1, lambda of the layer nearest the input, in [0, 1]. Defaults to 0.01.
+        min_level (float): iota_2, lambda of neck and head, in [0, max_level]. Defaults to 0.
+        power (float): gamma >= 0, the decay of lambda over depth. Defaults to 1.
+        pretrained (str or list[str]): 'auto' takes the parameters that a checkpoint was loaded into, 'all' takes all,
+            a list takes those under these prefixes, e.g. ``['backbone']``. Defaults to 'auto'.
+        layer_index (str or dict[str, int]): 'block' or 'tensor', see :func:`olor_mm.layers.layer_index`, or a dict
+            from prefixes to layer numbers that overrides 'block'. Defaults to 'block'.
+        coupling (str): 'lr' lets w follow the learning rate schedule, 'constant' does not. Defaults to 'lr'.
+
+    Raises:
+        ValueError: The message names the key, its value and what would be right.
+    """
+    max_level: float = 1e-2
+    min_level: float = 0.
+    power: float = 1.
+    pretrained: str | list[str] = 'auto'
+    layer_index: str | dict[str, int] = 'block'
+    coupling: str = 'lr'
+
+    @classmethod
+    def from_cfg(cls, cfg: Mapping | None) -> 'RollbackSettings':
+        """Read the section as it stands in a config; None or {} gives the defaults."""
+        cfg = {} if cfg is None else cfg
+        if not isinstance(cfg, Mapping):
+            raise ValueError(f'{WHERE}={cfg!r} is not a dict; give e.g. dict(max_level=1e-2)')
+        check_keys(cfg, [field.name for field in fields(cls)], WHERE)
+        return cls(**cfg)
+
+    def __post_init__(self):
+        check_levels(self.max_level, self.min_level, self.power, f'{WHERE}.')
+        by_prefix = isinstance(self.pretrained, (list, tuple)) and self.pretrained and all(
+            isinstance(prefix, str) for prefix in self.pretrained)
+        if self.pretrained not in ('auto', 'all') and not by_prefix:
+            raise ValueError(f"{WHERE}.pretrained={self.pretrained!r} is unknown; take 'auto' (what was loaded), 'all', or "
+                             "a list of prefixes of parameter names, e.g. ['backbone']")
+        if self.layer_index not in METHODS and not isinstance(self.layer_index, Mapping):
+            raise ValueError(f'{WHERE}.layer_index={self.layer_index!r} is unknown; take one of '
+                             f"{', '.join(map(repr, METHODS))}, or a dict from prefixes to layer numbers, e.g. "
+                             "{'backbone.conv1': 0}")
+        if self.coupling not in COUPLINGS:
+            raise ValueError(f'{WHERE}.coupling={self.coupling!r} is unknown; take one of '
+                             f'{", ".join(map(repr, COUPLINGS))}')
+
+
+def check_keys(cfg: Mapping, known: Collection[str], where: str) -> None:
+    """Refuse keys that would be ignored.
+
+    Raises:
+        ValueError: The message names the key, its value and the nearest known one.
+    """
+    for key in cfg:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f'did you mean {near[0]!r}? ' if near else ''
+            raise ValueError(f'{where}: unknown key {key!r} (={cfg[key]!r}); {hint}Known keys: {", ".join(known)}')

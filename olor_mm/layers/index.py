@@ -1,0 +1,149 @@
+"""The layer index (i, n) of every parameter: i = 0 nearest the input, i = n after the backbone."""
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import nn
+
+METHODS = ('block', 'tensor')
+
+
+def layer_index(model: nn.Module,
+                method: str = 'block',
+                overrides: Mapping[str, int] | None = None) -> dict[str, tuple[int, int]]:
+    """Give every parameter of a model its layer i of n.
+
+    A backbone is any outermost sub-module that is called ``backbone``; a model without one is a backbone as a whole.
+    Everything outside of a backbone (neck, heads) has i = n.
+
+    Args:
+        model (nn.Module): A model of OpenMMLab, timm, torchvision or one's own.
+        method (str): 'block' counts repeated blocks (residual, transformer, ... ) in the order of their registration:
+            the stem is 0, the k-th block is k, and n is the number of blocks + 1. Where a backbone has mmpretrain's
+            ``get_layer_depth``, that is used. 'tensor' counts parameter tensors from 0 to n, as the reference
+            implementation of arXiv 2401.10962 does.
+        overrides (Mapping[str, int] or None): Prefix of a parameter's name to its i; the longest prefix wins.
+
+    Returns:
+        dict[str, tuple[int, int]]: Name, as in ``model.named_parameters()``, to (i, n), 0 <= i <= n.
+
+    Raises:
+        ValueError: If ``method`` is unknown, an override matches no parameter or is not an integer in [0, n].
+    """
+    if method not in METHODS:
+        raise ValueError(f'layer_index={method!r} is unknown; take one of {", ".join(map(repr, METHODS))}, or a dict '
+                         'from prefixes of parameter names to layer numbers')
+    backbones = dict(_backbones(model))
+    index: dict[str, tuple[int, int]] = {}
+    for prefix, backbone in backbones.items():
+        index.update(_index_backbone(backbone, prefix, method, whole_model=not prefix))
+    deepest = max((n for _, n in index.values()), default=0)
+    index = {name: index.get(name, (deepest, deepest)) for name, _ in model.named_parameters()}
+    return _override(index, overrides or {})
+
+
+def _backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    found = []
+    for name, child in module.named_modules():
+        inside = any(name.startswith(outer) for outer in found)
+        if name.rpartition('.')[2] == 'backbone' and not inside:
+            found.append(f'{name}.')
+            yield f'{name}.', child
+    if not found:
+        yield '', module
+
+
+def _index_backbone(backbone: nn.Module, prefix: str, method: str, whole_model: bool) -> dict[str, tuple[int, int]]:
+    names = [name for name, _ in backbone.named_parameters()]
+    if method == 'tensor':
+        return {prefix + name: (i, len(names) - 1) for i, name in enumerate(names)}
+    depths = _own_depths(backbone, prefix, names)
+    if depths is None:
+        depths = _block_depths(backbone, trailing_is_head=whole_model)
+    return {prefix + name: depths[name] for name in names}
+
+
+def _own_depths(backbone: nn.Module, prefix: str, names: list[str]) -> dict[str, tuple[int, int]] | None:
+    if not hasattr(backbone, 'get_layer_depth'):
+        return None
+    try:
+        depths = {name: backbone.get_layer_depth(prefix + name, prefix) for name in names}
+    except (NotImplementedError, ValueError, KeyError, IndexError):  # of an architecture its author did not think of
+        return None
+    # its `num_layers` counts layers, head included: the head's own i is one less
+    return {name: (i, num_layers - 1) for name, (i, num_layers) in depths.items()}
+
+
+def _block_depths(backbone: nn.Module, trailing_is_head: bool) -> dict[str, tuple[int, int]]:
+    block_names = {id(block): name for name, block in backbone.named_modules()}
+    blocks = [f'{block_names[id(block)]}.' for block in _blocks(backbone, outermost=True)]
+    depths: dict[str, int] = {}
+    if not blocks:  # a plain chain: every weight opens a layer, its bias and norm belong to it
+        weights = 0
+        for name, p in backbone.named_parameters():
+            weights += p.ndim > 1
+            depths[name] = max(weights - 1, 0)
+        return {name: (i, weights) for name, i in depths.items()}
+    count = 0
+    waiting: list[str] = []  # parameters between two blocks, e.g. a downsampling layer, belong to the block they feed
+    for name, _ in backbone.named_parameters():
+        if any(name.startswith(block) for block in blocks[max(count - 1, 0):count + 1]):
+            if not (count and name.startswith(blocks[count - 1])):
+                count += 1
+                depths.update(dict.fromkeys(waiting, count if count > 1 else 0))
+                waiting = []
+            depths[name] = count
+        else:
+            waiting.append(name)
+    depths.update(dict.fromkeys(waiting, count + 1 if trailing_is_head else count))
+    return {name: (i, count + 1) for name, i in depths.items()}
+
+
+def _blocks(module: nn.Module, outermost: bool = False) -> list[nn.Module]:
+    """The blocks of a module, in registration order.
+
+    A block has at least two weights and no series of blocks of one class in it; a module with such a series is a stage
+    and stands for the blocks in it.
+    """
+    if sum(p.ndim > 1 for p in module.parameters()) < 2:
+        return []  # a convolution with its norm, a patch embedding, a norm
+    inner = [block for child in module.children() for block in _blocks(child)]
+    plain_container = type(module).__name__ in ('Sequential', 'ModuleList', 'ModuleDict')
+    is_stage = any(_has_series(m, inner) for m in module.modules())
+    if outermost or is_stage or plain_container:
+        return inner
+    return [module]
+
+
+def _has_series(container: nn.Module, blocks: list[nn.Module]) -> bool:
+    if not isinstance(container, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return False
+    series = [type(child) for child in container.children() if any(child is block for block in blocks)]
+    return len(series) > len(set(series))
+
+
+def names_under(prefix: str, names: Iterable[str], where: str) -> list[str]:
+    """The names of a module's parameters: ``backbone.layer1`` has ``backbone.layer1.0.bn.bias`` and no ``layer10``.
+
+    Raises:
+        ValueError: If there is none; the message says ``where`` the prefix was given and what exists.
+    """
+    names = list(names)
+    found = [name for name in names if f'{name}.'.startswith(f'{prefix}.')]
+    if not found:
+        near = difflib.get_close_matches(prefix, {'.'.join(name.split('.')[:prefix.count('.') + 1]) for name in names})
+        tops = sorted({name.partition('.')[0] for name in names})
+        raise ValueError(f'{where}: the model has no parameter under {prefix!r}; ' +
+                         (f'did you mean {near[0]!r}?' if near else f'its parts are {", ".join(tops)}'))
+    return found
+
+
+def _override(index: dict[str, tuple[int, int]], overrides: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    for prefix in sorted(overrides, key=len):
+        layer = overrides[prefix]
+        for name in names_under(prefix, index, 'layer_index'):
+            n = index[name][1]
+            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= n:
+                raise ValueError(f'layer_index[{prefix!r}]={layer!r} is not an integer from 0 (nearest the input) to '
+                                 f'n={n} (after the backbone)')
+            index[name] = (layer, n)
+    return index

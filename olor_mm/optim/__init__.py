@@ -1,0 +1,6 @@
+"""The method, as torch optimizers. Imports torch and nothing of OpenMMLab."""
+from .optimizers import AdamOLOR, AdamWOLOR, SGDOLOR, with_rollback
+from .penalty import check_levels, layer_penalty
+from .rollback import Rollback
+
+__all__ = ['AdamOLOR', 'AdamWOLOR', 'SGDOLOR', 'Rollback', 'check_levels', 'layer_penalty', 'with_rollback']

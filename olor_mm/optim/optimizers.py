@@ -1,0 +1,72 @@
+"""OLOR versions of torch's optimizers, and the factory that makes one from any other."""
+from functools import lru_cache
+
+import torch
+
+from .rollback import Rollback
+
+
+class AdamOLOR(Rollback, torch.optim.Adam):
+    """:class:`torch.optim.Adam` with OLOR's rollback.
+
+    Arguments are those of ``torch.optim.Adam`` plus ``rollback`` and ``rollback_coupling``, see :class:`Rollback`.
+    With ``lr=1e-4`` and no weight decay this is the setting of the reference implementation.
+
+    >>> model = torch.nn.Linear(4, 2)
+    >>> optimizer = AdamOLOR(model.parameters(), lr=1e-4, rollback=1e-2)
+    """
+
+
+class AdamWOLOR(Rollback, torch.optim.AdamW):
+    """:class:`torch.optim.AdamW` with OLOR's rollback.
+
+    Arguments are those of ``torch.optim.AdamW`` plus ``rollback`` and ``rollback_coupling``, see :class:`Rollback`.
+
+    >>> backbone, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+    >>> optimizer = AdamWOLOR([dict(params=backbone.parameters(), rollback=1e-2), dict(params=head.parameters())],
+    ...                       lr=1e-4, weight_decay=0.05)
+    """
+
+
+class SGDOLOR(Rollback, torch.optim.SGD):
+    """:class:`torch.optim.SGD` with OLOR's rollback.
+
+    Arguments are those of ``torch.optim.SGD`` plus ``rollback`` and ``rollback_coupling``, see :class:`Rollback`.
+
+    >>> model = torch.nn.Linear(4, 2)
+    >>> optimizer = SGDOLOR(model.parameters(), lr=0.01, momentum=0.9, rollback=1e-2)
+    """
+
+
+UNSUPPORTED = {
+    'LBFGS': 'it evaluates the loss many times within a step and keeps curvature of steps that a rollback would undo',
+    'SparseAdam': 'its gradients name only some rows of a parameter, while a rollback moves all of them',
+}
+
+
+@lru_cache(maxsize=None)
+def with_rollback(base: type) -> type:
+    """The OLOR version of an optimizer class, named after it: ``with_rollback(torch.optim.NAdam)`` is ``NAdamOLOR``.
+
+    Args:
+        base (type): A subclass of ``torch.optim.Optimizer``. An OLOR class is returned as it is.
+
+    Returns:
+        type: A subclass of :class:`Rollback` and of ``base``.
+
+    Raises:
+        TypeError: If ``base`` is not an optimizer class.
+        ValueError: If rollback has no meaning for that optimizer; the message says why.
+    """
+    if not (isinstance(base, type) and issubclass(base, torch.optim.Optimizer)):
+        raise TypeError(f'{base!r} is not a subclass of torch.optim.Optimizer')
+    if issubclass(base, Rollback):
+        return base
+    for known in (AdamOLOR, AdamWOLOR, SGDOLOR):
+        if base is known.__bases__[1]:
+            return known
+    for cls in base.__mro__:
+        if cls.__name__ in UNSUPPORTED:
+            raise ValueError(f'{base.__name__} cannot be used with rollback: {UNSUPPORTED[cls.__name__]}')
+    doc = f'``{base.__module__}.{base.__name__}`` with OLOR\'s rollback, see :class:`Rollback`.'
+    return type(f'{base.__name__}OLOR', (Rollback, base), dict(__doc__=doc, __module__=__name__))

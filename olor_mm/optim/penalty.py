@@ -1,0 +1,57 @@
+"""The layer-wise penalty of OLOR: how strongly a layer is pulled back."""
+import math
+from numbers import Real
+
+
+def check_levels(max_level: float, min_level: float, power: float, where: str = '') -> None:
+    """Refuse settings with which the layer-wise penalty is not a weight in [0, 1].
+
+    Args:
+        max_level (float): iota_1, the penalty of the layer nearest the input.
+        min_level (float): iota_2, the penalty of the last layer.
+        power (float): gamma, the exponent of the decay over depth.
+        where (str): Put before every name in the message, e.g. ``'paramwise_cfg.rollback.'``.
+
+    Raises:
+        ValueError: The message names the key, its value and the range.
+    """
+    for name, value in (('max_level', max_level), ('min_level', min_level), ('power', power)):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f'{where}{name}={value!r} is not a finite number; give one, e.g. {name}='
+                             f'{dict(max_level=1e-2, min_level=0., power=1.)[name]}')
+    for name, value in (('max_level', max_level), ('min_level', min_level)):
+        if not 0 <= value <= 1:
+            raise ValueError(f'{where}{name}={value!r} is outside [0, 1]: it is the share of the way back to the '
+                             f'pre-trained weights that one step takes; usual values lie between 0 and 0.1')
+    if min_level > max_level:
+        raise ValueError(f'{where}min_level={min_level!r} is above {where}max_level={max_level!r}: shallow layers are '
+                         f'pulled back the most; swap the two or lower min_level')
+    if power < 0:
+        raise ValueError(f'{where}power={power!r} is negative; 0 gives every layer max_level, 1 a linear decay over '
+                         f'depth, larger values keep the pull to the shallowest layers')
+
+
+def layer_penalty(layer: int, num_layers: int, max_level: float, min_level: float, power: float) -> float:
+    """lambda_i = iota_2 + (1 - i/n)^gamma (iota_1 - iota_2), the layer-wise penalty of arXiv 2401.10962.
+
+    Args:
+        layer (int): i, from 0 (nearest the input) to ``num_layers``.
+        num_layers (int): n. A model of one layer has n = 0 and takes ``max_level``.
+        max_level (float): iota_1 in [0, 1].
+        min_level (float): iota_2 in [0, iota_1].
+        power (float): gamma >= 0.
+
+    Returns:
+        float: lambda_i in [min_level, max_level].
+
+    Raises:
+        ValueError: If a setting is out of range or ``layer`` is not in [0, num_layers].
+
+    >>> [layer_penalty(i, 4, max_level=0.01, min_level=0., power=1.) for i in (0, 2, 4)]
+    [0.01, 0.005, 0.0]
+    """
+    check_levels(max_level, min_level, power)
+    if not 0 <= layer <= num_layers:
+        raise ValueError(f'layer={layer} is outside [0, num_layers={num_layers}]')
+    shallowness = 1 - layer / num_layers if num_layers else 1.
+    return min_level + shallowness**power * (max_level - min_level)

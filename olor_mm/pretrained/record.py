@@ -1,0 +1,53 @@
+"""A record of what was loaded into a model: by what happened, not by what a module is called."""
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class LoadRecord:
+    """Watches a model and remembers every parameter that a ``state_dict`` was loaded into.
+
+    Both ``nn.Module.load_state_dict`` and MMEngine's loader run the pre-hooks registered here on every sub-module, last
+    of all pre-hooks, so that keys and shapes are seen as the module itself will read them: renamed, resized, converted.
+    A fingerprint of the loaded value is kept, so that a parameter which is initialised again later is not taken for
+    pre-trained.
+
+    Args:
+        model (nn.Module): The model, before its weights are loaded.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._loaded: dict[nn.Parameter, bytes] = {}
+        self._handles = [
+            module._register_load_state_dict_pre_hook(self._before_load, with_module=True) for module in model.modules()
+        ]
+
+    def __len__(self) -> int:
+        """Number of parameters something was loaded into."""
+        return len(self._loaded)
+
+    def loaded(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """Those of the parameters that something was loaded into, whatever became of it since."""
+        return [p for p in parameters if p in self._loaded]
+
+    def unchanged(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """Those of the parameters that still hold, bit for bit, the value that was last loaded into them."""
+        return [p for p in self.loaded(parameters) if self._loaded[p] == _fingerprint(p)]
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _before_load(self, module, state_dict, prefix, *_) -> None:
+        for name, p in module.named_parameters(recurse=False):
+            value = state_dict.get(prefix + name)
+            if torch.is_tensor(value) and value.shape == p.shape:
+                self._loaded[p] = _fingerprint(value.detach().to(p.dtype))
+
+
+def _fingerprint(value: torch.Tensor) -> bytes:
+    data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.blake2b(data.numpy(), digest_size=16).digest()

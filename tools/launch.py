@@ -1,0 +1,54 @@
+"""What train.py and test.py share: options every OpenMMLab user knows, and the differences between the libraries."""
+import argparse
+import os
+import os.path as osp
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import olor_mm  # noqa: F401  registers the optimizers, and lets configs inherit from every library
+
+
+def base_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options of both tools."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file path')
+    parser.add_argument('--work-dir', help='directory for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={},
+        help='override settings of the config, e.g. optim_wrapper.paramwise_cfg.rollback.max_level=0.02; lists as '
+        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without white space')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's options, as the tools of mmdet, mmseg and mmpretrain would have it.
+
+    Raises:
+        SystemExit: If there is no such file.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not osp.isfile(args.config):
+        raise SystemExit(f'config {args.config!r} is not a file')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if cfg.get('default_scope') == 'mmpretrain':
+        # its stock configs leave these out and count on its own tools to add them
+        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            if cfg.get(name) is not None:
+                for key, value in dict(collate_fn=dict(type='default_collate'), pin_memory=True).items():
+                    cfg[name].setdefault(key, value)
+    cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """A Runner, or what ``runner_type`` names."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
