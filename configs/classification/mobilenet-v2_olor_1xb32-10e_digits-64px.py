@@ -16,7 +16,7 @@ train_pipeline = [
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]
 train_dataloader = dict(
     num_workers=1,
-    persistent_workers=True,
+    persistent_workers=False,
     dataset=dict(_delete_=True, type='CustomDataset', data_root='data/digits/train', pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=100,
@@ -33,3 +33,5 @@ train_cfg = dict(max_epochs=10, val_interval=5)
 param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', T_max=10, by_epoch=True, convert_to_iter_based=True)
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(max_keep_ckpts=2))
 env_cfg = dict(dist_cfg=dict(backend='gloo'))
+randomness = dict(seed=0)
+custom_hooks = [dict(type='ResumableRandomnessHook')]  # a resumed run ends where the uninterrupted one would

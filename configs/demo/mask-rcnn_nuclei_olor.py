@@ -23,10 +23,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'test.json')
 test_evaluator = val_evaluator
 
+# the backbone learns at a fifth of the new layers' rate, as is usual for pre-trained backbones
+optim_wrapper = dict(
+    paramwise_cfg=dict(rollback=dict(max_level=0.05), custom_keys=dict(backbone=dict(lr_mult=0.2))))
 train_cfg = dict(max_epochs=12, val_interval=3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=12, T_max=12, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=3), checkpoint=dict(interval=3))
-randomness = dict(seed=0)

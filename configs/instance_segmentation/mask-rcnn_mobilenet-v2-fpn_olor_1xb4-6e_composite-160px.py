@@ -43,6 +43,7 @@ data_root = 'data/composite/'
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root, ann_file='train.json', data_prefix=dict(img=''), metainfo=metainfo,
         filter_cfg=dict(filter_empty_gt=True, min_size=0), pipeline=train_pipeline))
@@ -63,3 +64,5 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
 env_cfg = dict(dist_cfg=dict(backend='gloo'))
+randomness = dict(seed=0)
+custom_hooks = [dict(type='ResumableRandomnessHook')]  # a resumed run ends where the uninterrupted one would

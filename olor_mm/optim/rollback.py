@@ -64,7 +64,7 @@ class Rollback:
 
     def step(self, closure=None):
         self._capture()
-        # base optimizers initialise their state where it is empty: an anchor alone must not look like one
+        # base optimizers initialise a state that is empty and expect theirs in any other: they must not see a bare anchor
         anchors = {p: self.state.pop(p)['anchor'] for p in self._bare}
         base_step = super().step.__func__
         if getattr(base_step, 'hooked', False):  # torch wraps `step` to run hooks; ours is wrapped already
@@ -150,12 +150,16 @@ class Rollback:
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict) -> None:
+        bare = {p: kept for p, kept in state['state'].items() if kept.keys() == {'anchor'}}
+        for p in bare:
+            del state['state'][p]
         super().__setstate__(state)
+        self.state.update(bare)
+        self._bare = list(bare)
         for group in self.param_groups:
             for key, value in self._rollback_defaults.items():
                 group.setdefault(key, value)
             group.setdefault('rollback_initial_lr', group['lr'])
-        self._bare = [p for p, kept in self.state.items() if kept.keys() == {'anchor'}]
 
 
 def check_rollback(rollback: float, coupling: str, where: str) -> None:

@@ -112,6 +112,13 @@ class CocoFile:
         console.print(f'{self.folder.name}: {self.split} {len(self.images)} images, {len(self.annotations)} objects')
 
 
+def semantic_folder(folder: Path, split: str) -> Path:
+    """Where the semantic maps of a split go: png, one byte a pixel, 0 is background."""
+    maps = folder / f'{split}_semantic'
+    maps.mkdir(exist_ok=True)
+    return maps
+
+
 def tiles(length: int, size: int, stride: int) -> list[int]:
     """Starts of tiles of ``size`` that cover ``length``; the last one ends with it."""
     starts = list(range(0, length - size, stride))
@@ -147,6 +154,7 @@ def make_nuclei(out: Path, wheels: Wheels, tile: int = 128, boundary: int = 352)
     for split, columns, width, stride in (('train', (0, boundary), tile, tile // 2),
                                           ('test', (boundary, image.shape[1]), image.shape[1] - boundary, tile)):
         coco = CocoFile(out, split, ['nucleus'])
+        maps = semantic_folder(out, split)
         for y in tiles(image.shape[0], tile, stride):
             for x in tiles(columns[1] - columns[0], width, stride):
                 window = np.s_[y:y + tile, columns[0] + x:columns[0] + x + width]
@@ -155,7 +163,8 @@ def make_nuclei(out: Path, wheels: Wheels, tile: int = 128, boundary: int = 352)
                     mask = labels[window] == label
                     if label and mask.sum() >= MIN_VISIBLE * sizes[label]:
                         objects.append((1, mask_box(mask), mask))
-                coco.add(cv2.cvtColor(grey[window], cv2.COLOR_GRAY2BGR), objects)
+                name = coco.add(cv2.cvtColor(grey[window], cv2.COLOR_GRAY2BGR), objects)
+                cv2.imwrite(str(maps / Path(name).name), (labels[window] > 0).astype(np.uint8))
         coco.write()
 
 
@@ -208,8 +217,7 @@ def make_composite(out: Path, wheels: Wheels, size: int = 160, train: int = 240,
     for split, count, photos, part in (('train', train, TRAIN_PHOTOS, np.s_[:400]), ('test', test, TEST_PHOTOS, np.s_[400:])):
         backgrounds = [wheels.image('photos', f'skimage/data/{photo}') for photo in photos]
         coco = CocoFile(out, split, [f'digit {digit}' for digit in digits])
-        maps = out / f'{split}_semantic'
-        maps.mkdir(exist_ok=True)
+        maps = semantic_folder(out, split)
         for _ in range(count):
             image = random_crop(backgrounds[rng.integers(len(backgrounds))], size, rng)
             layers = []
@@ -220,7 +228,7 @@ def make_composite(out: Path, wheels: Wheels, size: int = 160, train: int = 240,
                 layers = [(d, m & ~mask, area) for d, m, area in layers] + [(digit, mask, mask.sum())]
             visible = [(d, m) for d, m, area in layers if m.sum() >= MIN_VISIBLE * area and m.any()]
             name = coco.add(image, [(d + 1, mask_box(m), m) for d, m in visible])
-            semantic = np.zeros((size, size), np.uint8)  # 0 background, 1 to 10 the digits
+            semantic = np.zeros((size, size), np.uint8)
             for d, m, _ in layers:
                 semantic[m] = d + 1
             cv2.imwrite(str(maps / Path(name).name), semantic)

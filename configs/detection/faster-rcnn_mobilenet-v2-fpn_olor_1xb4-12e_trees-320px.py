@@ -40,6 +40,7 @@ data_root = 'data/trees/'
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root, ann_file='train.json', data_prefix=dict(img=''), metainfo=metainfo,
         filter_cfg=dict(filter_empty_gt=True, min_size=0), pipeline=train_pipeline))
@@ -53,10 +54,12 @@ test_evaluator = val_evaluator
 
 optim_wrapper = dict(_delete_=True, **_base_.olor_optim_wrapper, clip_grad=dict(max_norm=10.))
 optim_wrapper['optimizer']['lr'] = 1e-3
-train_cfg = dict(max_epochs=4, val_interval=2)
+train_cfg = dict(max_epochs=12, val_interval=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=4, T_max=4, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=12, T_max=12, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
 env_cfg = dict(dist_cfg=dict(backend='gloo'))
+randomness = dict(seed=0)
+custom_hooks = [dict(type='ResumableRandomnessHook')]  # a resumed run ends where the uninterrupted one would

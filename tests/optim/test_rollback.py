@@ -1,0 +1,325 @@
+import copy
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from reference import ReferenceAdam, ReferenceSGD, warmup_cosine
+from torch import nn
+
+from olor_mm.optim import SGDOLOR, AdamOLOR, AdamWOLOR, Rollback, with_rollback
+
+OPTIMIZERS = {
+    AdamOLOR: (torch.optim.Adam, dict(lr=1e-2)),
+    AdamWOLOR: (torch.optim.AdamW, dict(lr=1e-2, weight_decay=0.05)),
+    SGDOLOR: (torch.optim.SGD, dict(lr=1e-2, momentum=0.9)),
+    with_rollback(torch.optim.NAdam): (torch.optim.NAdam, dict(lr=1e-2)),
+    with_rollback(torch.optim.RMSprop): (torch.optim.RMSprop, dict(lr=1e-2)),
+}
+every_optimizer = pytest.mark.parametrize('cls', OPTIMIZERS, ids=lambda cls: cls.__name__)
+SHAPES = ((5, 3), (7, ), (2, 3, 2, 2))
+TOTAL, WARMUP = 100, 10
+
+
+def parameters(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in SHAPES]
+
+
+def gradients(step, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1000 + step)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
+
+
+def take_steps(optimizer, params, steps, dtype=torch.float32):
+    for step in steps:
+        for p, g in zip(params, gradients(step, dtype)):
+            p.grad = g
+        optimizer.step()
+
+
+def schedule(optimizer):
+    """PyTorch's own warm-up and cosine, so that `initial_lr` comes from where it comes from in training."""
+    schedulers = torch.optim.lr_scheduler
+    warmup = schedulers.LinearLR(optimizer, start_factor=1 / WARMUP, total_iters=WARMUP - 1)
+    cosine = schedulers.CosineAnnealingLR(optimizer, T_max=TOTAL - WARMUP)
+    return schedulers.SequentialLR(optimizer, [warmup, cosine], milestones=[WARMUP])
+
+
+@pytest.mark.parametrize('coupling', ['lr', 'constant'])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+@pytest.mark.parametrize('flags', [dict(foreach=False), dict(foreach=True), dict(fused=True)], ids=str)
+@pytest.mark.parametrize('cls, reference, options', [
+    (AdamOLOR, ReferenceAdam, {}),
+    (AdamWOLOR, ReferenceAdam, dict(weight_decay=0.05)),
+    (SGDOLOR, ReferenceSGD, dict(momentum=0.9)),
+])
+def test_equals_the_papers_rule(cls, reference, options, flags, dtype, tolerance, coupling):
+    lr, lambdas = 1e-2, (0.05, 0.3, 0.)
+    params = parameters(dtype)
+    groups = [dict(params=[p], rollback=lam) for p, lam in zip(params, lambdas)]
+    optimizer = cls(groups, lr=lr, rollback_coupling=coupling, **options, **flags)
+    scheduler = schedule(optimizer)
+    furthest = 0.
+    expected = [reference(p.detach().numpy(), lam, lr, coupling, **options) for p, lam in zip(params, lambdas)]
+    for step in range(TOTAL):
+        rate = warmup_cosine(step, lr, WARMUP, TOTAL)
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(rate, rel=1e-9)
+        take_steps(optimizer, params, [step], dtype)
+        for p, rule, g in zip(params, expected, gradients(step, dtype)):
+            rule.step(g.numpy(), rate)
+            assert np.abs(p.detach().double().numpy() - rule.theta).max() <= tolerance * np.abs(rule.theta).max()
+            furthest = max(furthest, np.abs(rule.theta - rule.theta_0).max())
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # SequentialLR passes an epoch that PyTorch itself deprecates
+            scheduler.step()
+    assert furthest > 0.02  # it did move
+
+
+@every_optimizer
+@pytest.mark.parametrize('foreach', [False, True])
+def test_without_rollback_it_is_the_base_optimizer_bit_for_bit(cls, foreach):
+    base, options = OPTIMIZERS[cls]
+    ours, theirs = parameters(), parameters()
+    with pytest.warns(UserWarning, match='rollback is 0 in every parameter group'):
+        take_steps(cls(ours, rollback=0., foreach=foreach, **options), ours, range(20))
+    take_steps(base(theirs, foreach=foreach, **options), theirs, range(20))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+@every_optimizer
+def test_full_rollback_stays_at_the_pretrained_weights(cls):
+    params = parameters()
+    start = copy.deepcopy(params)
+    take_steps(cls(params, rollback=1., rollback_coupling='constant', **OPTIMIZERS[cls][1]), params, range(10))
+    assert all(torch.equal(a, b) for a, b in zip(params, start))
+
+
+@every_optimizer
+def test_equals_base_optimizer_and_float64_lerp(cls):
+    """Whatever the base optimizer does in a step, the rollback is a lerp of its result."""
+    base, options = OPTIMIZERS[cls]
+    ours, theirs = parameters(torch.float64), parameters(torch.float64)
+    anchors = [p.detach().clone() for p in theirs]
+    optimizer, stock = cls(ours, rollback=0.2, **options), base(theirs, **options)
+    for step in range(10):
+        take_steps(optimizer, ours, [step], torch.float64)
+        take_steps(stock, theirs, [step], torch.float64)
+        for p, anchor in zip(theirs, anchors):
+            p.data = p.data - 0.2 * (p.data - anchor)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@every_optimizer
+def test_state_round_trip_in_the_middle_of_training(cls):
+    options = OPTIMIZERS[cls][1]
+    straight = parameters()
+    take_steps(cls(straight, rollback=0.1, **options), straight, range(20))
+
+    first = parameters()
+    optimizer = cls(first, rollback=0.1, **options)
+    take_steps(optimizer, first, range(8))
+    file = io.BytesIO()
+    torch.save((optimizer.state_dict(), first), file)
+    file.seek(0)
+    state, second = torch.load(file, weights_only=False)
+    resumed = cls(second, rollback=0.1, **options)
+    resumed.load_state_dict(state)
+    take_steps(resumed, second, range(8, 20))
+    assert all(torch.equal(a, b) for a, b in zip(straight, second))
+    for p, start in zip(second, parameters()):
+        assert torch.equal(resumed.state[p]['anchor'], start)
+
+
+@every_optimizer
+def test_copies_keep_rolling_back(cls):
+    straight = parameters()
+    optimizer = cls(straight, rollback=0.1, **OPTIMIZERS[cls][1])
+    take_steps(optimizer, straight, range(4))
+    copied_optimizer, copied = copy.deepcopy((optimizer, straight))
+    take_steps(optimizer, straight, range(4, 10))
+    take_steps(copied_optimizer, copied, range(4, 10))
+    assert all(torch.equal(a, b) for a, b in zip(straight, copied))
+
+
+@every_optimizer
+def test_a_parameter_without_gradient_is_left_alone_until_it_has_one(cls):
+    """Also when its state is saved in between: an anchor alone must not look like state of the base optimizer."""
+    options = OPTIMIZERS[cls][1]
+    late, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = cls([late, other], rollback=0.5, rollback_coupling='constant', **options)
+    other.grad = torch.ones(3)
+    optimizer.step()
+    with torch.no_grad():
+        late.add_(1.)  # something else moved it
+    optimizer.step()
+    assert torch.equal(late, torch.full((3, ), 2.))
+    resumed = cls([late, other], rollback=0.5, rollback_coupling='constant', **options)
+    resumed.load_state_dict(optimizer.state_dict())
+    late.grad, other.grad = torch.zeros(3), None
+    resumed.step()
+    expected = nn.Parameter(torch.full((3, ), 2.))
+    expected.grad = torch.zeros(3)
+    base, options = OPTIMIZERS[cls]
+    base([expected], **options).step()
+    torch.testing.assert_close(late.data, (expected.data + 1.) / 2)
+
+
+def test_groups_added_later_are_anchored_at_their_first_step():
+    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = SGDOLOR([a], lr=0.1, rollback=0.5)
+    a.grad = torch.ones(2)
+    optimizer.step()
+    with torch.no_grad():
+        b.fill_(5.)  # say, loaded after the optimizer had been built
+    optimizer.add_param_group(dict(params=[b], rollback=1., rollback_coupling='constant'))
+    b.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(optimizer.state[a]['anchor'], torch.zeros(2))
+    assert torch.equal(optimizer.state[b]['anchor'], torch.full((2, ), 5.))
+    assert torch.equal(b, torch.full((2, ), 5.))
+
+
+def test_only_what_is_selected_as_pretrained_is_anchored():
+    kept, new = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = SGDOLOR([kept, new], lr=0.1, rollback=1.)
+    optimizer.select_pretrained = lambda params: [p for p in params if p is kept]
+    kept.grad = new.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(kept, torch.ones(2))
+    torch.testing.assert_close(new.data, torch.full((2, ), 0.9))
+    assert 'anchor' not in optimizer.state.get(new, {})
+
+
+def test_weight_is_clamped_where_a_schedule_exceeds_the_initial_rate():
+    p = nn.Parameter(torch.zeros(1))
+    optimizer = SGDOLOR([p], lr=0.1, rollback=0.3)
+    optimizer.param_groups[0]['lr'] = 1.
+    assert optimizer.rollback_weight(optimizer.param_groups[0]) == 1.
+    optimizer.param_groups[0]['lr'] = 0.
+    assert optimizer.rollback_weight(optimizer.param_groups[0]) == 0.
+
+
+def test_a_warmup_set_by_hand_does_not_become_the_initial_rate():
+    p = nn.Parameter(torch.zeros(1))
+    optimizer = SGDOLOR([p], lr=0.1, rollback=0.3)
+    optimizer.param_groups[0]['lr'] = 0.001
+    p.grad = torch.ones(1)
+    optimizer.step()
+    optimizer.param_groups[0]['lr'] = 0.1
+    assert optimizer.rollback_weight(optimizer.param_groups[0]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_step_skipped_for_inf_changes_nothing(fused):
+    params = parameters()
+    optimizer = AdamWOLOR(params, lr=1e-2, rollback=0.1, fused=fused)
+    scaler = torch.amp.GradScaler('cpu', init_scale=4.)
+    scaler.scale(torch.zeros(1)).sum()  # a scaler knows its scale from the first loss on
+
+    def step(bad):
+        for p, g in zip(params, gradients(0)):
+            p.grad = g * scaler.get_scale()
+        if bad:
+            params[1].grad[2] = float('inf')
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(bad=False)
+    before, state = copy.deepcopy(params), copy.deepcopy(optimizer.state_dict()['state'])
+    step(bad=True)
+    assert all(torch.equal(a, b) for a, b in zip(params, before))
+    after = optimizer.state_dict()['state']
+    assert all(torch.equal(state[i][key], after[i][key]) for i in state for key in state[i])
+    step(bad=False)
+    assert not torch.equal(params[0], before[0])
+
+
+def test_fused_and_unfused_scaled_steps_are_the_same():
+    results = []
+    for fused in (False, True):
+        params = parameters()
+        optimizer = AdamWOLOR(params, lr=1e-2, rollback=0.1, fused=fused)
+        scaler = torch.amp.GradScaler('cpu', init_scale=4.)
+        scaler.scale(torch.zeros(1)).sum()
+        for step in range(5):
+            for p, g in zip(params, gradients(step)):
+                p.grad = g * scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(params)
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_resuming_from_a_run_without_rollback_is_refused():
+    for base, cls in ((torch.optim.AdamW, AdamWOLOR), (torch.optim.SGD, SGDOLOR)):
+        params = parameters()
+        stock = base(params, lr=0.1)
+        take_steps(stock, params, [0])
+        with pytest.raises(ValueError, match='no anchors.*load_from.*max_level=0'):
+            cls(params, lr=0.1, rollback=0.1).load_state_dict(stock.state_dict())
+        cls(params, lr=0.1).load_state_dict(stock.state_dict())  # rollback off: fine
+
+
+def test_resuming_with_other_levels_says_whose_are_used():
+    params = parameters()
+    optimizer = AdamWOLOR(params, rollback=0.1)
+    take_steps(optimizer, params, [0])
+    resumed = AdamWOLOR(params, rollback=0.2)
+    with pytest.warns(UserWarning, match='other rollback levels'):
+        resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.param_groups[0]['rollback'] == 0.1
+
+
+def test_step_hooks_run_once():
+    """torch wraps the step of a class when the first of it is made; ours calls the base's step."""
+    torch.optim.AdamW(parameters())
+    params, calls = parameters(), []
+    optimizer = AdamWOLOR(params, rollback=0.1)
+    optimizer.register_step_pre_hook(lambda *_: calls.append('before'))
+    optimizer.register_step_post_hook(lambda *_: calls.append('after'))
+    take_steps(optimizer, params, [0])
+    assert calls == ['before', 'after']
+
+
+def test_closure_is_evaluated_and_rolled_back():
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = SGDOLOR([p], lr=0.5, rollback=0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (p - 1).square().sum() / 2
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 1.
+    torch.testing.assert_close(p.data, torch.full((2, ), 0.25))
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(rollback=1.5), r'rollback=1\.5 is not a number in \[0, 1\]'),
+    (dict(rollback=-0.1), r'rollback=-0\.1'),
+    (dict(rollback='much'), "rollback='much'"),
+    (dict(rollback=float('nan')), 'rollback=nan'),
+    (dict(rollback_coupling='cosine'), "rollback_coupling='cosine' is unknown; take one of lr, constant"),
+])
+def test_bad_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdamWOLOR(parameters(), **options)
+    with pytest.raises(ValueError, match=f'parameter group 1: {message}'):
+        AdamWOLOR([dict(params=parameters()), dict(params=parameters(), **options)])
+
+
+def test_factory_makes_any_optimizer_and_says_what_cannot_work():
+    assert with_rollback(torch.optim.AdamW) is AdamWOLOR
+    assert with_rollback(AdamWOLOR) is AdamWOLOR
+    made = with_rollback(torch.optim.RAdam)
+    assert made.__name__ == 'RAdamOLOR' and issubclass(made, (Rollback, torch.optim.RAdam))
+    for refused in (torch.optim.LBFGS, torch.optim.SparseAdam):
+        with pytest.raises(ValueError, match=f'{refused.__name__} cannot be used with rollback: '):
+            with_rollback(refused)
+    with pytest.raises(TypeError, match='not a subclass'):
+        with_rollback(nn.Linear)

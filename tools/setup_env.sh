@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Sets up .venv with everything the demo and the tests need, once; a finished one is reused. PYTHON chooses the
+# interpreter, PIP_FIND_LINKS may name a folder with a wheel of onedl-mmcv, which saves compiling it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+NEEDED_GIB=14
+venv=.venv
+stamp=$venv/.ready
+wanted=$(cat requirements/*.txt setup.py tools/setup_env.sh | sha256sum | cut -d' ' -f1)
+
+say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
+fail() { printf '[setup] cannot go on: %s\n' "$*" >&2; exit 1; }
+
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    exit 0
+fi
+
+# tar's and date's localised output is nobody's business here, but a missing interpreter is
+python=""
+for candidate in ${PYTHON:-python3.11 python3.12 python3.10 python3}; do
+    if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || fail "no Python 3.10, 3.11 or 3.12 found${PYTHON:+ under PYTHON=$PYTHON}. Install one (Debian: apt-get install python3 python3-venv python3-dev), or name it: make demo PYTHON=/path/to/python3.11"
+"$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv module. Debian: apt-get install python3-venv"
+
+if [ ! -d "$venv/lib" ]; then
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+    [ "$free" -ge "$NEEDED_GIB" ] || fail "$free GiB of disk space left in $PWD; torch, its libraries and the OpenMMLab stack need $NEEDED_GIB GiB"
+fi
+
+say "virtual environment in $venv with $("$python" --version); it takes 3 to 10 minutes, most of it for torch"
+"$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@" || fail "pip $* failed; its own message is above. Is a package index reachable?"; }
+pip install -r requirements/build.txt
+say "torch and torchvision"
+pip install -r requirements/torch.txt
+
+mmcv=$(grep '^onedl-mmcv' requirements/onedl.txt)
+if "$venv/bin/python" -m pip --quiet download --no-deps --only-binary=:all: --dest "$venv/mmcv" "$mmcv" >/dev/null 2>&1; then
+    say "$mmcv: there is a wheel"
+    pip install --no-deps "$venv"/mmcv/*.whl
+    rm -r "$venv/mmcv"
+else
+    command -v "${CXX:-c++}" >/dev/null 2>&1 || fail "no C++ compiler (${CXX:-c++}), and $mmcv must be compiled. Debian: apt-get install build-essential"
+    "$venv/bin/python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
+        fail "the header Python.h of $python is missing, and $mmcv must be compiled. Debian: apt-get install python3-dev"
+    say "$mmcv: compiling its C++ operators, about 20 minutes on two cores"
+    MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps "$mmcv"
+fi
+say "mmengine, mmdet, mmseg, mmpretrain and what the tests use"
+pip install --no-build-isolation -r requirements/torch.txt -r requirements/onedl.txt -r requirements/tests.txt
+pip install --no-build-isolation --no-deps --editable .
+"$venv/bin/python" -c 'import mmcv.ops, mmdet, mmpretrain, mmseg, olor_mm' >"$venv/import.log" 2>&1 ||
+    fail "the installed packages cannot be imported: $(tail -n 1 "$venv/import.log")"
+echo "$wanted" >"$stamp"
+say "ready"
