@@ -95,7 +95,8 @@ def _block_depths(backbone: nn.Module, trailing_is_head: bool) -> dict[str, tupl
         else:
             waiting.append(name)
     depths.update(dict.fromkeys(waiting, count + 1 if trailing_is_head else count))
-    return {name: (i, count + 1) for name, i in depths.items()}
+    first = min(depths.values())  # 1 where the stem is itself built like a block
+    return {name: (i - first, count + 1 - first) for name, i in depths.items()}
 
 
 def _blocks(module: nn.Module, outermost: bool = False) -> list[nn.Module]:

@@ -92,8 +92,8 @@ class Rollback:
             return
         if not any(group['rollback'] > 0 for group in self.param_groups):
             warnings.warn(f'{type(self).__name__}: rollback is 0 in every parameter group, so this is the plain '
-                          f'{type(self).__name__.removesuffix("OLOR")}. Give rollback=... , or in an OpenMMLab config '
-                          f"constructor='OLOROptimWrapperConstructor'.")
+                          f'{type(self).__name__.removesuffix("OLOR")}. Give rollback above 0; in an OpenMMLab config, '
+                          "constructor='OLOROptimWrapperConstructor' and paramwise_cfg.rollback.max_level above 0.")
         undecided = set(self.undecided)
         params = [p for group in self.param_groups if group['rollback'] > 0 for p in group['params'] if p in undecided]
         if params and self.select_pretrained is not None:

@@ -1,0 +1,122 @@
+"""The tools as a user starts them: real configs, real processes, real files."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSIFICATION, ROOT, load, run, train
+
+DETECTION = 'configs/detection/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py'
+INSTANCES = 'configs/instance_segmentation/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
+SEMANTIC = 'configs/semantic_segmentation/mobilenet-v2-d8_fcn_olor_1xb8-80iter_nuclei-128px.py'
+DEMO = 'configs/demo/mask-rcnn_nuclei_olor.py'
+FEW = ('train_dataloader.dataset.indices=16', )
+ONE_EPOCH = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
+TASKS = {
+    CLASSIFICATION: ('accuracy/top1', ONE_EPOCH, 'mmpretrain'),
+    DETECTION: ('coco/bbox_mAP', (*ONE_EPOCH, *FEW), 'mmdet'),
+    INSTANCES: ('coco/segm_mAP', (*ONE_EPOCH, *FEW, 'test_dataloader.dataset.indices=8', 'val_dataloader.dataset.indices=8'), 'mmdet'),
+    SEMANTIC: ('mIoU', ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4'), 'mmseg'),
+}
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    [file] = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def last_checkpoint(work_dir: Path) -> Path:
+    return ROOT / (work_dir / 'last_checkpoint').read_text().strip()
+
+
+@pytest.mark.parametrize('config', TASKS, ids=lambda config: Path(config).parent.name)
+def test_each_task_trains_evaluates_and_tests(data, tmp_path, config):
+    metric, options, library = TASKS[config]
+    done = train(config, tmp_path, *options)
+    assert 'pre-trained and rolled back (backbone' in done.stdout
+    trained = [row[metric] for row in scalars(tmp_path) if metric in row]
+    assert trained
+    checkpoint = load(last_checkpoint(tmp_path))
+    kept = [entry['anchor'] for entry in checkpoint['optimizer']['state'].values() if 'anchor' in entry]
+    source = load(data / f'weights/mobilenet_v2_{library}.pth')['state_dict']
+    convolutions = [value for name, value in source.items() if name.endswith('conv.weight')]
+    assert all(any(a.shape == b.shape and torch.equal(a, b) for a in kept) for b in convolutions)
+
+    tested = run(sys.executable, 'tools/test.py', config, last_checkpoint(tmp_path), '--work-dir', tmp_path / 'test',
+                 '--out', tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'test' / 'shown',
+                 '--cfg-options', *(option for option in options if option.startswith('test_dataloader')), 'log_level=INFO')
+    assert metric in tested.stdout
+    [row] = [json.loads(file.read_text()) for file in (tmp_path / 'test').glob('*/*.json')]
+    if (tmp_path / 'test').exists() and not any(option.startswith('test_dataloader') for option in options):
+        assert row[metric] == pytest.approx(trained[-1], abs=1e-6)
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+    assert list((tmp_path / 'test').rglob('*.png')) or list((tmp_path / 'test').rglob('*.jpg'))
+
+
+def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path):
+    """The demo: random flips in a worker, random sampling of boxes in the model."""
+    options = ('train_cfg.max_epochs=4', 'train_cfg.val_interval=10', 'param_scheduler.1.end=4', 'param_scheduler.1.T_max=4',
+               'default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=-1', *FEW)
+    one_thread = dict(OMP_NUM_THREADS='1')
+    train(DEMO, tmp_path / 'straight', *options, **one_thread)
+    command = [sys.executable, 'tools/train.py', DEMO, '--work-dir', str(tmp_path / 'killed'), '--cfg-options', *options]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **one_thread}, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    mark = tmp_path / 'killed/last_checkpoint'
+    while process.poll() is None and not (mark.exists() and mark.read_text().endswith('epoch_2.pth')):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / 'killed/epoch_4.pth').exists()
+    done = train(DEMO, tmp_path / 'killed', '--resume', *options, **one_thread)
+    assert 'resumed epoch: ' in done.stdout
+    straight, resumed = (load(tmp_path / name / 'epoch_4.pth') for name in ('straight', 'killed'))
+    for name, value in straight['state_dict'].items():
+        assert torch.equal(value, resumed['state_dict'][name]), name
+    states = straight['optimizer']['state'], resumed['optimizer']['state']
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][i][key]) for i, entry in states[0].items() for key, value in entry.items())
+    assert sum('anchor' in entry for entry in states[0].values()) == 156
+
+
+def test_two_processes_train_the_demo_and_end_with_identical_weights(data, tmp_path):
+    hook = "[dict(type='ResumableRandomnessHook'),dict(type='SaveWeightsOfEveryRank')]"
+    done = run('bash', 'tools/dist_train.sh', DEMO, 2, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=1',
+               'train_cfg.val_interval=1', *FEW, f'custom_hooks={hook}', 'custom_imports.imports=olor_mm,weights_of_every_rank',
+               PYTHONPATH=str(ROOT / 'tests/tools'), PORT='29611', OMP_NUM_THREADS='1')
+    assert 'Distributed training: True' in done.stdout and 'GPU number: 2' in done.stdout
+    first, second = (load(tmp_path / f'rank_{rank}.pth') for rank in (0, 1))
+    assert first['weights'].keys() == second['weights'].keys()
+    for name, value in first['weights'].items():
+        if 'running_' not in name and 'num_batches' not in name:  # statistics of BatchNorm are each rank's own
+            assert torch.equal(value, second['weights'][name]), name
+    assert len(first['anchors']) == len(second['anchors']) == 156
+    source = load(data / 'weights/mobilenet_v2_mmdet.pth')['state_dict']
+    for name, anchor in first['anchors'].items():
+        assert torch.equal(anchor, second['anchors'][name])
+        assert torch.equal(anchor, source[name.removeprefix('backbone.')])
+
+
+@pytest.mark.parametrize('options, message', [
+    (('optim_wrapper.paramwise_cfg.rollback.max_level=1.5', ), 'paramwise_cfg.rollback.max_level=1.5 is outside [0, 1]'),
+    (('optim_wrapper.paramwise_cfg.rollback.max_lvl=0.1', ), "unknown key 'max_lvl' (=0.1); did you mean 'max_level'?"),
+    (('model.backbone.init_cfg=None', ), "paramwise_cfg.rollback.pretrained='auto': no checkpoint was loaded"),
+], ids=lambda value: value[0] if isinstance(value, tuple) else '')
+def test_wrong_settings_stop_the_tool_before_training(data, tmp_path, options, message):
+    done = train(CLASSIFICATION, tmp_path, *options, check=False)
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert 'Epoch(train)' not in done.stdout and not list(tmp_path.glob('*.pth'))
+
+
+def test_missing_config_and_usage_are_plain():
+    done = run(sys.executable, 'tools/train.py', 'no/such.py', check=False)
+    assert done.returncode and done.stdout.strip() == "config 'no/such.py' is not a file"
+    for script in ('dist_train.sh', 'dist_test.sh'):
+        done = run('bash', f'tools/{script}', check=False)
+        assert done.returncode == 2 and done.stdout.startswith('usage: ')
