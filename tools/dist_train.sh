@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # tools/dist_train.sh CONFIG GPUS [options of train.py]
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT, as in the OpenMMLab libraries. Without GPUs, GPUS is the
-# number of processes, and the config needs env_cfg.dist_cfg.backend='gloo'.
+# number of processes, which talk over gloo.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [options of train.py]" >&2

@@ -7,7 +7,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-import olor_mm  # noqa: F401  registers the optimizers, and lets configs inherit from every library
+from olor_mm.compat import use_cpu_processes  # importing olor_mm also lets configs inherit from every library
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:
@@ -51,4 +51,5 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def build_runner(cfg: Config) -> Runner:
     """A Runner, or what ``runner_type`` names."""
+    use_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -32,6 +32,5 @@ optim_wrapper['optimizer']['lr'] = 1e-3
 train_cfg = dict(max_epochs=10, val_interval=5)
 param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', T_max=10, by_epoch=True, convert_to_iter_based=True)
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(max_keep_ckpts=2))
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
 randomness = dict(seed=0)
 custom_hooks = [dict(type='ResumableRandomnessHook')]  # a resumed run ends where the uninterrupted one would

@@ -10,10 +10,10 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='MobileNetV2',
-        out_indices=(1, 2, 4, 6),
+        out_indices=(1, 2, 4, 7),
         norm_eval=False,
         init_cfg=dict(type='Pretrained', checkpoint='data/weights/mobilenet_v2_mmdet.pth')),
-    neck=dict(in_channels=[24, 32, 96, 320], out_channels=64),
+    neck=dict(in_channels=[24, 32, 96, 1280], out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
@@ -63,6 +63,5 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=6, T_max=6, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
 randomness = dict(seed=0)
 custom_hooks = [dict(type='ResumableRandomnessHook')]  # a resumed run ends where the uninterrupted one would

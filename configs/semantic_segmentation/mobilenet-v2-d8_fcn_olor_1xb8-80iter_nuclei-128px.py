@@ -38,6 +38,5 @@ optim_wrapper['optimizer']['lr'] = 1e-3
 train_cfg = dict(max_iters=80, val_interval=40)
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0., begin=0, end=80, by_epoch=False)]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=40, max_keep_ckpts=2))
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
 randomness = dict(seed=0)
 custom_hooks = [dict(type='ResumableRandomnessHook')]  # a resumed run ends where the uninterrupted one would

@@ -85,10 +85,14 @@ def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path):
 
 
 def test_two_processes_train_the_demo_and_end_with_identical_weights(data, tmp_path):
-    hook = "[dict(type='ResumableRandomnessHook'),dict(type='SaveWeightsOfEveryRank')]"
-    done = run('bash', 'tools/dist_train.sh', DEMO, 2, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=1',
-               'train_cfg.val_interval=1', *FEW, f'custom_hooks={hook}', 'custom_imports.imports=olor_mm,weights_of_every_rank',
-               PYTHONPATH=str(ROOT / 'tests/tools'), PORT='29611', OMP_NUM_THREADS='1')
+    config = tmp_path / 'demo_with_hook.py'
+    config.write_text(f'''
+_base_ = '{ROOT / DEMO}'
+custom_imports = dict(imports=['olor_mm', 'weights_of_every_rank'])
+custom_hooks = [dict(type='SaveWeightsOfEveryRank')]
+''')
+    done = run('bash', 'tools/dist_train.sh', config, 2, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=1',
+               'train_cfg.val_interval=1', *FEW, PYTHONPATH=str(ROOT / 'tests/tools'), PORT='29611', OMP_NUM_THREADS='1')
     assert 'Distributed training: True' in done.stdout and 'GPU number: 2' in done.stdout
     first, second = (load(tmp_path / f'rank_{rank}.pth') for rank in (0, 1))
     assert first['weights'].keys() == second['weights'].keys()
