@@ -16,7 +16,7 @@ help:
 	@echo 'make test      run the tests (about 10 minutes after set-up)'
 	@echo 'make test-all  the tests and the slow proofs'
 	@echo 'make data      write the weights and small data sets of the configs into data/'
-	@echo 'make lint      ruff'
+	@echo 'make lint      ruff, as a linter and as a formatter'
 	@echo 'make clean     delete runs and caches; .venv and data stay'
 
 setup:
@@ -36,6 +36,7 @@ test-all: setup lint
 
 lint: setup
 	@$(PYTHON_BIN) -m ruff check .
+	@$(PYTHON_BIN) -m ruff format --check --quiet .
 
 clean:
 	rm -rf work_dirs .cache .pytest_cache .ruff_cache

@@ -1,4 +1,5 @@
-"""Packaging of olor_mm. Base requirement is torch alone; OpenMMLab comes as an extra, in one of its two distributions."""
+"""Packaging of olor_mm. It requires torch alone; OpenMMLab comes as an extra, in one of its two distributions."""
+
 import re
 from pathlib import Path
 
@@ -19,10 +20,22 @@ setup(
     python_requires='>=3.10,<3.13',
     install_requires=['torch>=2.1'],
     extras_require={
-        'openmmlab': ['mmengine>=0.10.7,<0.11', 'mmcv>=2.1,<2.2', 'mmdet>=3.3,<3.4', 'mmsegmentation>=1.2,<1.3',
-                      'mmpretrain>=1.2,<1.3', 'ftfy', 'regex'],
-        'onedl': ['onedl-mmengine>=0.10.12,<0.11', 'onedl-mmcv>=2.3.6,<2.4', 'onedl-mmdetection>=3.5.1,<3.6',
-                  'onedl-mmsegmentation>=1.4.2,<1.5', 'onedl-mmpretrain>=1.3.6,<1.4'],
+        'openmmlab': [
+            'mmengine>=0.10.7,<0.11',
+            'mmcv>=2.1,<2.2',
+            'mmdet>=3.3,<3.4',
+            'mmsegmentation>=1.2,<1.3',
+            'mmpretrain>=1.2,<1.3',
+            'ftfy',
+            'regex',
+        ],
+        'onedl': [
+            'onedl-mmengine>=0.10.12,<0.11',
+            'onedl-mmcv>=2.3.6,<2.4',
+            'onedl-mmdetection>=3.5.1,<3.6',
+            'onedl-mmsegmentation>=1.4.2,<1.5',
+            'onedl-mmpretrain>=1.3.6,<1.4',
+        ],
         'tests': ['pytest', 'ruff', 'rich', 'matplotlib', 'tifffile'],
         'docs': ['sphinx', 'myst-parser'],
     },
@@ -32,4 +45,5 @@ setup(
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ])
+    ],
+)

@@ -1,10 +1,12 @@
 """Fine-tune Mask R-CNN on nuclei with stock AdamW and with AdamW-OLOR, and show what each learned and forgot.
 
-    make demo                                          # sets everything up and runs this
-    python demo/run_demo.py --epochs 24 --out work_dirs/long
+make demo                                          # sets everything up and runs this
+python demo/run_demo.py --epochs 24 --out work_dirs/long
 """
+
 import argparse
 import base64
+import contextlib
 import io
 import json
 import shutil
@@ -29,7 +31,7 @@ from olor_mm.analysis import layer_drift, prediction_agreement
 from olor_mm.layers import layer_index
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -44,6 +46,7 @@ console = Console()
 @dataclass
 class Run:
     """One finished training and what was measured on it."""
+
     work_dir: Path
     model: torch.nn.Module
     train: list[dict]
@@ -61,15 +64,24 @@ def train(name: str, config: str, work_dir: Path, epochs: int | None) -> None:
     """
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)
-    options = [f'{key}={epochs}' for key in ('train_cfg.max_epochs', 'param_scheduler.1.end', 'param_scheduler.1.T_max')]
+    options = [
+        f'{key}={epochs}' for key in ('train_cfg.max_epochs', 'param_scheduler.1.end', 'param_scheduler.1.T_max')
+    ]
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir)]
     if epochs is not None:
         command += ['--cfg-options', *options]
     cfg = Config.fromfile(ROOT / config)
     images = len(json.loads((ROOT / cfg.data_root / 'train.json').read_text())['images'])
     total = -(-images // cfg.train_dataloader.batch_size) * (epochs or cfg.train_cfg.max_epochs)
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('iterations'),
-               TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn())
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('iterations'),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
+    )
     log = work_dir / 'train.log'
     with open(log, 'w') as output, Progress(*columns, console=console) as progress:
         task = progress.add_task(f'training with {name:<10}', total=total)
@@ -87,10 +99,8 @@ def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
     rows = []
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in file.read_text().splitlines():
-            try:
+            with contextlib.suppress(json.JSONDecodeError):  # a line that is being written
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:  # being written at this moment
-                pass
     return [row for row in rows if 'loss' in row], [row for row in rows if 'coco/segm_mAP' in row]
 
 
@@ -99,6 +109,7 @@ class ImageNetClassifier:
 
     def __init__(self, weights: Path, photos: Path):
         from mmpretrain.registry import MODELS
+
         cfg = Config.fromfile(ROOT / 'configs/classification/mobilenet-v2_olor_1xb32-10e_digits-64px.py').model
         cfg.head.update(num_classes=1000, topk=(1, 5))
         cfg.backbone.pop('init_cfg')
@@ -133,13 +144,20 @@ class ImageNetClassifier:
 
 def evaluate(config: str, work_dir: Path, data: Path, classifier: ImageNetClassifier) -> Run:
     from mmdet.apis import init_detector
+
     checkpoint = Path((work_dir / 'last_checkpoint').read_text())
     model = init_detector(str(ROOT / config), str(checkpoint), device='cpu')
     state = model.state_dict()
     pretrained = torch.load(data / 'weights/mobilenet_v2_mmdet.pth', weights_only=True)['state_dict']
     pretrained = {f'backbone.{name}': value for name, value in pretrained.items()}
-    return Run(work_dir, model, *read_scalars(work_dir), layer_drift(state, pretrained, layer_index(model)),
-               classifier.agreement(state, old_statistics=False), classifier.agreement(state, old_statistics=True))
+    return Run(
+        work_dir,
+        model,
+        *read_scalars(work_dir),
+        layer_drift(state, pretrained, layer_index(model)),
+        classifier.agreement(state, old_statistics=False),
+        classifier.agreement(state, old_statistics=True),
+    )
 
 
 def result_rows(runs: dict[str, Run]) -> list[tuple[str, list[str]]]:
@@ -154,10 +172,15 @@ def result_rows(runs: dict[str, Run]) -> list[tuple[str, list[str]]]:
     return [
         ('mask AP on test tiles', [f'{run.val[-1]["coco/segm_mAP"]:.3f}' for run in runs.values()]),
         ('box AP on test tiles', [f'{run.val[-1]["coco/bbox_mAP"]:.3f}' for run in runs.values()]),
-        *((f'drift of {part} layers', [f'{depth(run, part):.1%}' for run in runs.values()])
-          for part in ('shallow', 'middle', 'deep')),
+        *(
+            (f'drift of {part} layers', [f'{depth(run, part):.1%}' for run in runs.values()])
+            for part in ('shallow', 'middle', 'deep')
+        ),
         ('agreement with the ImageNet classifier, as it is', [f'{run.agreement:.1%}' for run in runs.values()]),
-        ('... with its BatchNorm statistics put back', [f'{run.agreement_old_statistics:.1%}' for run in runs.values()]),
+        (
+            '... with its BatchNorm statistics put back',
+            [f'{run.agreement_old_statistics:.1%}' for run in runs.values()],
+        ),
     ]
 
 
@@ -176,25 +199,37 @@ def show_tables(runs: dict[str, Run], photos: int) -> None:
     for layer in next(iter(runs.values())).drift:
         layers.add_row(str(layer), *(f'{run.drift[layer]:.1%}' for run in runs.values()))
     console.print(layers)
-    console.print(f'AP: COCO, 33 nuclei on {TEST_TILES} test tiles. Agreement: top-1, on {photos} crops of real photos.')
+    console.print(
+        f'AP: COCO, 33 nuclei on {TEST_TILES} test tiles. Agreement: top-1, on {photos} crops of real photos.'
+    )
 
 
 def draw_report(runs: dict[str, Run], data: Path, out: Path, note: str) -> None:
     figures = []
     figure, axes = plt.subplots(1, 3, figsize=(15, 4))
     for name, run in runs.items():
-        axes[0].plot([row['step'] for row in run.train], [row['loss'] for row in run.train], color=COLOURS[name], label=name)
-        axes[1].plot([row['step'] for row in run.val], [row['coco/segm_mAP'] for row in run.val], 'o-', color=COLOURS[name])
+        axes[0].plot(
+            [row['step'] for row in run.train], [row['loss'] for row in run.train], color=COLOURS[name], label=name
+        )
+        axes[1].plot(
+            [row['step'] for row in run.val], [row['coco/segm_mAP'] for row in run.val], 'o-', color=COLOURS[name]
+        )
         axes[2].plot(list(run.drift), [100 * value for value in run.drift.values()], 'o-', color=COLOURS[name])
-    for axis, title, x, y in zip(axes, ('Training loss', 'Mask AP on test tiles', 'Drift from the pre-trained weights'),
-                                 ('iteration', 'epoch', 'layer (0 is nearest the input)'), ('', '', '% of their norm')):
+    for axis, title, x, y in zip(
+        axes,
+        ('Training loss', 'Mask AP on test tiles', 'Drift from the pre-trained weights'),
+        ('iteration', 'epoch', 'layer (0 is nearest the input)'),
+        ('', '', '% of their norm'),
+    ):
         axis.set(title=title, xlabel=x, ylabel=y)
         axis.grid(alpha=0.3)
     axes[0].legend()
     figures.append(('Training and drift', figure))
     figures.append(('Predictions on test tiles (score above 0.5)', draw_predictions(runs, data)))
-    rows = ''.join(f'<tr><td>{label}</td>' + ''.join(f'<td>{value}</td>' for value in values) + '</tr>'
-                   for label, values in result_rows(runs))
+    rows = ''.join(
+        f'<tr><td>{label}</td>' + ''.join(f'<td>{value}</td>' for value in values) + '</tr>'
+        for label, values in result_rows(runs)
+    )
     images = ''
     for title, figure in figures:
         buffer = io.BytesIO()
@@ -202,19 +237,24 @@ def draw_report(runs: dict[str, Run], data: Path, out: Path, note: str) -> None:
         plt.close(figure)
         images += f'<h2>{title}</h2><img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
     header = ''.join(f'<th>{name}</th>' for name in runs)
-    out.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>olor_mm demo</title><style>body{{font:16px '
-                   'sans-serif;max-width:75em;margin:2em auto;padding:0 1em}img{max-width:100%}td,th{padding:.3em 1em;'
-                   'border-bottom:1px solid #ccc;text-align:right}td:first-child{text-align:left}</style><h1>Mask R-CNN on '
-                   f'nuclei: AdamW and AdamW-OLOR</h1><p>{note}</p><table><tr><th></th>{header}</tr>{rows}</table>{images}'
-                   '</html>')
+    out.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>olor_mm demo</title><style>body{{font:16px '
+        'sans-serif;max-width:75em;margin:2em auto;padding:0 1em}img{max-width:100%}td,th{padding:.3em 1em;'
+        'border-bottom:1px solid #ccc;text-align:right}td:first-child{text-align:left}</style><h1>Mask R-CNN on '
+        f'nuclei: AdamW and AdamW-OLOR</h1><p>{note}</p><table><tr><th></th>{header}</tr>{rows}</table>{images}'
+        '</html>'
+    )
 
 
 def draw_predictions(runs: dict[str, Run], data: Path) -> plt.Figure:
     from mmdet.apis import inference_detector
     from pycocotools.coco import COCO
+
     coco = COCO(data / 'nuclei/test.json')
     tiles = coco.loadImgs(coco.getImgIds())[:TEST_TILES]
-    figure, axes = plt.subplots(len(runs) + 1, len(tiles), figsize=(3.2 * len(tiles), 2.6 * (len(runs) + 1)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(runs) + 1, len(tiles), figsize=(3.2 * len(tiles), 2.6 * (len(runs) + 1)), squeeze=False
+    )
     for column, tile in enumerate(tiles):
         file = str(data / 'nuclei' / tile['file_name'])
         masks = {'annotated': [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds(tile['id']))]}
@@ -239,7 +279,9 @@ def main() -> None:
     start = time.monotonic()
     data = ROOT / 'data'
     console.rule('1/4 weights and images')
-    subprocess.run([sys.executable, 'tools/dataset_converters/embedded.py', 'weights', 'nuclei', 'photos'], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, 'tools/dataset_converters/embedded.py', 'weights', 'nuclei', 'photos'], cwd=ROOT, check=True
+    )
     console.rule('2/4 training, about a minute each on two cores')
     out = args.out.resolve()
     for name, config in RUNS.items():
@@ -251,15 +293,21 @@ def main() -> None:
     runs = {name: evaluate(config, out / Path(config).stem, data, classifier) for name, config in RUNS.items()}
     show_tables(runs, len(classifier.photos))
     console.rule('4/4 report')
-    note = (f'One seed, {TEST_TILES} test tiles: this shows the tools at work, it is no evidence for either optimizer. '
-            f'Agreement is measured on {len(classifier.photos)} crops of real photos.')
+    note = (
+        f'One seed, {TEST_TILES} test tiles: this shows the tools at work, it is no evidence for either optimizer. '
+        f'Agreement is measured on {len(classifier.photos)} crops of real photos.'
+    )
     draw_report(runs, data, out / 'report.html', note)
-    console.print(f'[bold]{out / "report.html"}[/bold] has curves, drift per layer and predictions. '
-                  f'Took {time.monotonic() - start:.0f} s.')
+    console.print(
+        f'[bold]{out / "report.html"}[/bold] has curves, drift per layer and predictions. '
+        f'Took {time.monotonic() - start:.0f} s.'
+    )
     console.print('One seed and four test tiles: this shows the tools at work, it is no evidence for either optimizer.')
-    console.print('Your own weights and data: start from configs/demo/mask-rcnn_nuclei_olor.py, set '
-                  'model.backbone.init_cfg.checkpoint (or load_from), data_root and metainfo.classes, and run '
-                  'python tools/train.py YOUR_CONFIG; the README says more.')
+    console.print(
+        'Your own weights and data: start from configs/demo/mask-rcnn_nuclei_olor.py, set '
+        'model.backbone.init_cfg.checkpoint (or load_from), data_root and metainfo.classes, and run '
+        'python tools/train.py YOUR_CONFIG; the README says more.'
+    )
 
 
 if __name__ == '__main__':

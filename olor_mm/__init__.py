@@ -1,4 +1,5 @@
 """Layer-wise rollback (OLOR) for fine-tuning with OpenMMLab and plain PyTorch."""
+
 from importlib.util import find_spec
 
 __version__ = '0.1.0'

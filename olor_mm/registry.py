@@ -1,4 +1,5 @@
 """Child registries of MMEngine's, so that ``type='olor_mm.X'`` is found in any default scope."""
+
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
@@ -9,5 +10,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     scope='olor_mm',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    locations=['olor_mm.engine'])
+    locations=['olor_mm.engine'],
+)
 HOOKS = Registry('hook', scope='olor_mm', parent=MMENGINE_HOOKS, locations=['olor_mm.engine'])

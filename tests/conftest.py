@@ -1,4 +1,5 @@
 """What tests share: the embedded data, and the tools run as a user runs them."""
+
 import os
 import subprocess
 import sys
@@ -14,8 +15,13 @@ CLASSIFICATION = 'configs/classification/mobilenet-v2_olor_1xb32-10e_digits-64px
 def run(*command, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """Run a command in the root of the repository; its output, both streams in one, is shown if it fails."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}', **environment})
+        [str(part) for part in command],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}', **environment},
+    )
     if check and done.returncode:
         raise AssertionError(f'{" ".join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-6000:]}')
     return done

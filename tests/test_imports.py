@@ -31,12 +31,19 @@ def test_optimizers_need_torch_and_nothing_else(tmp_path):
             source, link = Path(metadata.distribution(name).locate_file(top)), tmp_path / top
             if top not in ('..', '__pycache__') and source.exists() and not link.exists():
                 link.symlink_to(source)
-    code = ('import sys, torch, olor_mm.optim, olor_mm.layers, olor_mm.pretrained\n'
-            'p = torch.nn.Parameter(torch.ones(2)); p.grad = torch.ones(2)\n'
-            'olor_mm.optim.AdamWOLOR([p], rollback=0.1).step()\n'
-            'print(sorted({"mmengine", "mmcv", "numpy"} & set(sys.modules)))')
-    done = subprocess.run([sys.executable, '-S', '-c', code], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'})
+    code = (
+        'import sys, torch, olor_mm.optim, olor_mm.layers, olor_mm.pretrained\n'
+        'p = torch.nn.Parameter(torch.ones(2)); p.grad = torch.ones(2)\n'
+        'olor_mm.optim.AdamWOLOR([p], rollback=0.1).step()\n'
+        'print(sorted({"mmengine", "mmcv", "numpy"} & set(sys.modules)))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-S', '-c', code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == '[]'
 

@@ -1,4 +1,5 @@
 """What train.py and test.py share: options every OpenMMLab user knows, and the differences between the libraries."""
+
 import argparse
 import os
 import os.path as osp
@@ -16,9 +17,13 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('config', help='config file path')
     parser.add_argument('--work-dir', help='directory for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={},
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
         help='override settings of the config, e.g. optim_wrapper.paramwise_cfg.rollback.max_level=0.02; lists as '
-        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without white space')
+        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without white space',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
     return parser

@@ -1,7 +1,9 @@
 """Evaluate a checkpoint with any config of mmdet, mmseg or mmpretrain: python tools/test.py CONFIG CHECKPOINT"""
-from launch import base_parser, build_runner, load_config
+
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
+
+from launch import base_parser, build_runner, load_config
 
 
 def show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

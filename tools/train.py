@@ -1,4 +1,5 @@
 """Train any config of mmdet, mmseg or mmpretrain: python tools/train.py CONFIG [options]"""
+
 from launch import base_parser, build_runner, load_config
 
 
@@ -7,8 +8,11 @@ def main() -> None:
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale lr with the batch size')
     parser.add_argument(
-        '--resume', nargs='?', const='auto',
-        help='resume from this checkpoint; without a path, from the latest one in the work directory')
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint; without a path, from the latest one in the work directory',
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     args = parser.parse_args()
     cfg = load_config(args)
@@ -18,8 +22,10 @@ def main() -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise SystemExit('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
-                             'size that optimizer.lr was chosen for')
+            raise SystemExit(
+                '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
+                'size that optimizer.lr was chosen for'
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True

@@ -5,14 +5,16 @@ custom_imports = dict(imports=['olor_mm'])
 
 rollback = dict(
     max_level=1e-2,  # share of the way back to the pre-trained weights per step, in the layer nearest the input
-    min_level=0.,  # the same for neck and head, if they are pre-trained
-    power=1.,  # how it falls in between: 1 linear, more keeps it to the shallowest layers, 0 max_level everywhere
+    min_level=0.0,  # the same for neck and head, if they are pre-trained
+    power=1.0,  # how it falls in between: 1 linear, more keeps it to the shallowest layers, 0 max_level everywhere
     pretrained='auto',  # what a checkpoint was loaded into; or 'all', or a list of prefixes of parameter names
     layer_index='block',  # layers are residual / transformer / ... blocks
-    coupling='lr')  # follows the learning rate schedule; 'constant' does not
+    coupling='lr',
+)  # follows the learning rate schedule; 'constant' does not
 
 olor_optim_wrapper = dict(
     type='OptimWrapper',
     constructor='OLOROptimWrapperConstructor',
     optimizer=dict(type='AdamWOLOR', lr=1e-4, weight_decay=0.05),
-    paramwise_cfg=dict(rollback=rollback, norm_decay_mult=0.))
+    paramwise_cfg=dict(rollback=rollback, norm_decay_mult=0.0),
+)

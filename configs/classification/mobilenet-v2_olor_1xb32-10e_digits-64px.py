@@ -3,8 +3,10 @@ _base_ = ['mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py', '../_base_/roll
 
 model = dict(
     backbone=dict(
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/mobilenet_v2_mmpretrain.pth', prefix='backbone.')),
-    head=dict(num_classes=10, topk=(1, )))
+        init_cfg=dict(type='Pretrained', checkpoint='data/weights/mobilenet_v2_mmpretrain.pth', prefix='backbone.')
+    ),
+    head=dict(num_classes=10, topk=(1,)),
+)
 data_preprocessor = dict(num_classes=10)
 
 train_pipeline = [
@@ -17,14 +19,16 @@ test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), 
 train_dataloader = dict(
     num_workers=1,
     persistent_workers=False,
-    dataset=dict(_delete_=True, type='CustomDataset', data_root='data/digits/train', pipeline=train_pipeline))
+    dataset=dict(_delete_=True, type='CustomDataset', data_root='data/digits/train', pipeline=train_pipeline),
+)
 val_dataloader = dict(
     batch_size=100,
     num_workers=1,
     persistent_workers=True,
-    dataset=dict(_delete_=True, type='CustomDataset', data_root='data/digits/test', pipeline=test_pipeline))
+    dataset=dict(_delete_=True, type='CustomDataset', data_root='data/digits/test', pipeline=test_pipeline),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(topk=(1, ))
+val_evaluator = dict(topk=(1,))
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(_delete_=True, **_base_.olor_optim_wrapper)

@@ -15,7 +15,7 @@ test_pipeline = [
     dict(type='Resize', scale=(240, 240), keep_ratio=True),  # test tiles are wider than training tiles
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-metainfo = dict(classes=('nucleus', ))
+metainfo = dict(classes=('nucleus',))
 data_root = 'data/nuclei/'
 train_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
@@ -24,8 +24,7 @@ val_evaluator = dict(ann_file=data_root + 'test.json')
 test_evaluator = val_evaluator
 
 # the backbone learns at a fifth of the new layers' rate, as is usual for pre-trained backbones
-optim_wrapper = dict(
-    paramwise_cfg=dict(rollback=dict(max_level=0.05), custom_keys=dict(backbone=dict(lr_mult=0.2))))
+optim_wrapper = dict(paramwise_cfg=dict(rollback=dict(max_level=0.05), custom_keys=dict(backbone=dict(lr_mult=0.2))))
 train_cfg = dict(max_epochs=12, val_interval=3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),

@@ -12,19 +12,23 @@ model = dict(
         type='MobileNetV2',
         out_indices=(1, 2, 4, 7),
         norm_eval=False,
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/mobilenet_v2_mmdet.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='data/weights/mobilenet_v2_mmdet.pth'),
+    ),
     neck=dict(in_channels=[24, 32, 96, 1280], out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=num_classes),
         mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=num_classes)),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=num_classes),
+    ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=400, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5))),
-    test_cfg=dict(rpn=dict(nms_pre=400, max_per_img=200)))
+        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=400, max_per_img=200)),
+)
 
 scale = (160, 160)
 train_pipeline = [
@@ -45,17 +49,25 @@ train_dataloader = dict(
     num_workers=1,
     persistent_workers=False,
     dataset=dict(
-        data_root=data_root, ann_file='train.json', data_prefix=dict(img=''), metainfo=metainfo,
-        filter_cfg=dict(filter_empty_gt=True, min_size=0), pipeline=train_pipeline))
+        data_root=data_root,
+        ann_file='train.json',
+        data_prefix=dict(img=''),
+        metainfo=metainfo,
+        filter_cfg=dict(filter_empty_gt=True, min_size=0),
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     num_workers=1,
     dataset=dict(
-        data_root=data_root, ann_file='test.json', data_prefix=dict(img=''), metainfo=metainfo, pipeline=test_pipeline))
+        data_root=data_root, ann_file='test.json', data_prefix=dict(img=''), metainfo=metainfo, pipeline=test_pipeline
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'test.json')
 test_evaluator = val_evaluator
 
-optim_wrapper = dict(_delete_=True, **_base_.olor_optim_wrapper, clip_grad=dict(max_norm=10.))
+optim_wrapper = dict(_delete_=True, **_base_.olor_optim_wrapper, clip_grad=dict(max_norm=10.0))
 optim_wrapper['optimizer']['lr'] = 1e-3
 train_cfg = dict(max_epochs=6, val_interval=3)
 param_scheduler = [

@@ -1,11 +1,13 @@
 """How far weights have moved from their pre-trained values."""
+
 from collections.abc import Mapping
 
 import torch
 
 
-def layer_drift(weights: Mapping[str, torch.Tensor], pretrained: Mapping[str, torch.Tensor],
-                index: Mapping[str, tuple[int, int]]) -> dict[int, float]:
+def layer_drift(
+    weights: Mapping[str, torch.Tensor], pretrained: Mapping[str, torch.Tensor], index: Mapping[str, tuple[int, int]]
+) -> dict[int, float]:
     """Relative drift ||theta - theta_0|| / ||theta_0|| of every layer, over all parameters of the layer together.
 
     Args:
@@ -25,9 +27,11 @@ def layer_drift(weights: Mapping[str, torch.Tensor], pretrained: Mapping[str, to
     for name, (layer, _) in index.items():
         if name in weights and name in pretrained:
             start = pretrained[name].double()
-            moved[layer] = moved.get(layer, 0.) + (weights[name].double() - start).square().sum().item()
-            norm[layer] = norm.get(layer, 0.) + start.square().sum().item()
+            moved[layer] = moved.get(layer, 0.0) + (weights[name].double() - start).square().sum().item()
+            norm[layer] = norm.get(layer, 0.0) + start.square().sum().item()
     if not norm:
-        raise ValueError(f'no parameter is in both state dicts: {next(iter(weights), None)!r} and '
-                         f'{next(iter(pretrained), None)!r} are their first names')
-    return {layer: (moved[layer] / norm[layer])**0.5 if norm[layer] else 0. for layer in sorted(norm)}
+        raise ValueError(
+            f'no parameter is in both state dicts: {next(iter(weights), None)!r} and '
+            f'{next(iter(pretrained), None)!r} are their first names'
+        )
+    return {layer: (moved[layer] / norm[layer]) ** 0.5 if norm[layer] else 0.0 for layer in sorted(norm)}

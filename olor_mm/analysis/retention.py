@@ -1,4 +1,5 @@
 """What a fine-tuned backbone still knows of the task it was pre-trained on."""
+
 import torch
 
 
@@ -16,6 +17,8 @@ def prediction_agreement(scores: torch.Tensor, original: torch.Tensor) -> float:
         ValueError: If the shapes differ or there is no image.
     """
     if scores.shape != original.shape or scores.ndim != 2 or not len(scores):
-        raise ValueError(f'scores {tuple(scores.shape)} and original {tuple(original.shape)} must have one shape '
-                         '(images, classes), with at least one image')
+        raise ValueError(
+            f'scores {tuple(scores.shape)} and original {tuple(original.shape)} must have one shape '
+            '(images, classes), with at least one image'
+        )
     return (scores.argmax(1) == original.argmax(1)).double().mean().item()

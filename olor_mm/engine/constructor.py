@@ -1,7 +1,7 @@
 """From a config to an optimizer with layer-wise rollback."""
+
 import logging
 
-import torch
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIMIZERS
@@ -13,8 +13,16 @@ from ..optim.rollback import check_rollback
 from ..pretrained import LoadRecord
 from .settings import WHERE, RollbackSettings, check_keys
 
-STOCK_KEYS = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult',
-              'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate')
+STOCK_KEYS = (
+    'custom_keys',
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'flat_decay_mult',
+    'dwconv_decay_mult',
+    'dcn_offset_lr_mult',
+    'bypass_duplicate',
+)
 
 
 class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -51,14 +59,16 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg['rollback'] = self.settings
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         for key, options in paramwise_cfg.get('custom_keys', {}).items():
-            check_rollback(options.get('rollback', 0.), self.settings.coupling, f'paramwise_cfg.custom_keys[{key!r}]')
+            check_rollback(options.get('rollback', 0.0), self.settings.coupling, f'paramwise_cfg.custom_keys[{key!r}]')
         self.optimizer_cfg = self._rollback_optimizer(self.optimizer_cfg)
 
     def _rollback_optimizer(self, cfg: dict) -> dict:
         for key in ('rollback', 'rollback_coupling'):
             if key in cfg:
-                raise ValueError(f'optimizer.{key}={cfg[key]!r}: with this constructor, levels are set for each layer '
-                                 f'by {WHERE}, e.g. dict(max_level=1e-2, coupling={self.settings.coupling!r})')
+                raise ValueError(
+                    f'optimizer.{key}={cfg[key]!r}: with this constructor, levels are set for each layer '
+                    f'by {WHERE}, e.g. dict(max_level=1e-2, coupling={self.settings.coupling!r})'
+                )
         base = cfg.get('type')
         if isinstance(base, str):
             with OPTIMIZERS.switch_scope_and_registry(None) as registry:
@@ -77,8 +87,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         try:
             optim_wrapper = super().__call__(model)
         except TypeError as error:
-            raise TypeError(f'optimizer={self.optimizer_cfg}: {error}. If the config inherits settings of another '
-                            'optimizer, add _delete_=True to optim_wrapper') from error
+            raise TypeError(
+                f'optimizer={self.optimizer_cfg}: {error}. If the config inherits settings of another '
+                'optimizer, add _delete_=True to optim_wrapper'
+            ) from error
         optimizer = optim_wrapper.optimizer
         selection = PretrainedSelection(model, record, self.settings.pretrained)
         optimizer.select_pretrained = selection
@@ -99,8 +111,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         except ValueError as error:
             raise ValueError(f'{WHERE}: {error}') from error
         return {
-            p: layer_penalty(*index[name], s.max_level, s.min_level, s.power)
-            for name, p in model.named_parameters()
+            p: layer_penalty(*index[name], s.max_level, s.min_level, s.power) for name, p in model.named_parameters()
         }
 
 
@@ -140,9 +151,11 @@ def _check_at_start(optim_wrapper: OptimWrapper, selection: 'PretrainedSelection
         if not rolled_back:
             return
         if init_counts:
-            raise ValueError(f'training was resumed at iteration {init_counts} from a checkpoint without the state of '
-                             'the optimizer, so the pre-trained values are not known any more. Resume from a checkpoint '
-                             'saved with it (CheckpointHook save_optimizer=True), or start anew with load_from.')
+            raise ValueError(
+                f'training was resumed at iteration {init_counts} from a checkpoint without the state of '
+                'the optimizer, so the pre-trained values are not known any more. Resume from a checkpoint '
+                'saved with it (CheckpointHook save_optimizer=True), or start anew with load_from.'
+            )
         selection.require_some(rolled_back)
 
     optim_wrapper.initialize_count_status = checked
@@ -166,7 +179,8 @@ class PretrainedSelection:
         self.names = {p: name for name, p in model.named_parameters()}
         self.claimed = set(self.names)
         if not isinstance(pretrained, str):
-            under = {name for prefix in pretrained for name in names_under(prefix, self.names.values(), f'{WHERE}.pretrained')}
+            names = self.names.values()
+            under = {name for prefix in pretrained for name in names_under(prefix, names, f'{WHERE}.pretrained')}
             self.claimed = {p for p, name in self.names.items() if name in under}
 
     def require_some(self, params: list[nn.Parameter]) -> None:
@@ -177,24 +191,30 @@ class PretrainedSelection:
         """
         if self.pretrained == 'auto' and not self.record.loaded(params):
             raise ValueError(
-                f"{WHERE}.pretrained='auto': no checkpoint was loaded into any parameter with a level above 0, so there "
-                'are no pre-trained weights to return to. Set load_from=..., or init_cfg=dict(type=\'Pretrained\', '
-                'checkpoint=...) of the backbone. If the weights are loaded where this cannot be seen, such as by a TIMM '
-                "wrapper in its constructor, set pretrained=['backbone'] or 'all'. For a run without rollback set "
-                'max_level=0.')
+                f"{WHERE}.pretrained='auto': no checkpoint was loaded into any parameter with a level above 0, so "
+                "there are no pre-trained weights to return to. Set load_from=..., or init_cfg=dict(type='Pretrained', "
+                'checkpoint=...) of the backbone. If the weights are loaded where this cannot be seen, such as by a '
+                "TIMM wrapper in its constructor, set pretrained=['backbone'] or 'all'. For a run without rollback set "
+                'max_level=0.'
+            )
 
     def __call__(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
         loaded = self.record.loaded(params)
         if self.pretrained == 'auto':
             selected = self.record.unchanged(loaded)
-            self._warn('were initialised again after a checkpoint had been loaded into them and count as new',
-                       set(loaded) - set(selected))
+            self._warn(
+                'were initialised again after a checkpoint had been loaded into them and count as new',
+                set(loaded) - set(selected),
+            )
             self.require_some(selected)
         else:
             selected = [p for p in params if p in self.claimed]
             if len(self.record):
-                self._warn(f'count as pre-trained because of pretrained={self.pretrained!r}, though no checkpoint was '
-                           'loaded into them', set(selected) - set(loaded))
+                self._warn(
+                    f'count as pre-trained because of pretrained={self.pretrained!r}, though no checkpoint was '
+                    'loaded into them',
+                    set(selected) - set(loaded),
+                )
         self.record.close()
         self._report(params, selected)
         return selected
@@ -214,5 +234,8 @@ class PretrainedSelection:
         size = sum(p.numel() * p.element_size() for p in selected) / 2**20
         print_log(
             f'OLOR: {len(selected)} of {len(params)} parameter tensors with a level above 0 are pre-trained and rolled '
-            'back (' + ', '.join(f'{name} {some} of {total}' for name, (some, total) in parts.items()) +
-            f'); their anchors take {size:.1f} MiB', logger='current')
+            'back ('
+            + ', '.join(f'{name} {some} of {total}' for name, (some, total) in parts.items())
+            + f'); their anchors take {size:.1f} MiB',
+            logger='current',
+        )

@@ -1,4 +1,5 @@
 """Hooks of MMEngine."""
+
 import logging
 from functools import partial
 
@@ -12,7 +13,7 @@ STRIDE = 1_000_003  # between seeds, so that those of neighbouring user seeds do
 
 
 class ResumableRandomnessHook(Hook):
-    """Makes random numbers depend on the seed and the iteration alone, so that a resumed run repeats the one it resumes.
+    """Makes random numbers depend on seed and iteration alone, so that a resumed run repeats the one it resumes.
 
     MMEngine seeds once, when a run starts: after a resume, augmentation, sampling and dropout draw other numbers than
     the uninterrupted run would have. With this hook they draw the same, in every iteration and on every rank.
@@ -23,21 +24,26 @@ class ResumableRandomnessHook(Hook):
         >>> custom_hooks = [dict(type='ResumableRandomnessHook')]
         >>> randomness = dict(seed=0)
     """
+
     priority = 'VERY_HIGH'
 
     def before_train(self, runner) -> None:
         loader = runner.train_loop.dataloader
         by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
         if loader.num_workers and (loader.persistent_workers or not by_epoch):
-            print_log('ResumableRandomnessHook: augmentation in train_dataloader will not repeat after a resume; set '
-                      f'{"train_dataloader.persistent_workers=False" if by_epoch else "train_dataloader.num_workers=0"}',
-                      logger='current', level=logging.WARNING)
+            print_log(
+                'ResumableRandomnessHook: augmentation in train_dataloader will not repeat after a resume; set '
+                f'{"train_dataloader.persistent_workers=False" if by_epoch else "train_dataloader.num_workers=0"}',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def before_train_epoch(self, runner) -> None:
         loader = runner.train_loop.dataloader
         if getattr(loader.worker_init_fn, 'func', None) is worker_init_fn:
-            loader.worker_init_fn = partial(worker_init_fn, num_workers=loader.num_workers, rank=get_rank(),
-                                            seed=self._seed(runner, runner.epoch))
+            loader.worker_init_fn = partial(
+                worker_init_fn, num_workers=loader.num_workers, rank=get_rank(), seed=self._seed(runner, runner.epoch)
+            )
         self._reseed(runner, 2 * runner.iter)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:

@@ -1,4 +1,5 @@
 """The ``paramwise_cfg.rollback`` section of a config, checked."""
+
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
@@ -27,9 +28,10 @@ class RollbackSettings:
     Raises:
         ValueError: The message names the key, its value and what would be right.
     """
+
     max_level: float = 1e-2
-    min_level: float = 0.
-    power: float = 1.
+    min_level: float = 0.0
+    power: float = 1.0
     pretrained: str | list[str] = 'auto'
     layer_index: str | dict[str, int] = 'block'
     coupling: str = 'lr'
@@ -45,18 +47,26 @@ class RollbackSettings:
 
     def __post_init__(self):
         check_levels(self.max_level, self.min_level, self.power, f'{WHERE}.')
-        by_prefix = isinstance(self.pretrained, (list, tuple)) and self.pretrained and all(
-            isinstance(prefix, str) for prefix in self.pretrained)
+        by_prefix = (
+            isinstance(self.pretrained, (list, tuple))
+            and self.pretrained
+            and all(isinstance(prefix, str) for prefix in self.pretrained)
+        )
         if self.pretrained not in ('auto', 'all') and not by_prefix:
-            raise ValueError(f"{WHERE}.pretrained={self.pretrained!r} is unknown; take 'auto' (what was loaded), 'all', or "
-                             "a list of prefixes of parameter names, e.g. ['backbone']")
+            raise ValueError(
+                f"{WHERE}.pretrained={self.pretrained!r} is unknown; take 'auto' (what was loaded), 'all', or "
+                "a list of prefixes of parameter names, e.g. ['backbone']"
+            )
         if self.layer_index not in METHODS and not isinstance(self.layer_index, Mapping):
-            raise ValueError(f'{WHERE}.layer_index={self.layer_index!r} is unknown; take one of '
-                             f"{', '.join(map(repr, METHODS))}, or a dict from prefixes to layer numbers, e.g. "
-                             "{'backbone.conv1': 0}")
+            raise ValueError(
+                f'{WHERE}.layer_index={self.layer_index!r} is unknown; take one of '
+                f'{", ".join(map(repr, METHODS))}, or a dict from prefixes to layer numbers, e.g. '
+                "{'backbone.conv1': 0}"
+            )
         if self.coupling not in COUPLINGS:
-            raise ValueError(f'{WHERE}.coupling={self.coupling!r} is unknown; take one of '
-                             f'{", ".join(map(repr, COUPLINGS))}')
+            raise ValueError(
+                f'{WHERE}.coupling={self.coupling!r} is unknown; take one of {", ".join(map(repr, COUPLINGS))}'
+            )
 
 
 def check_keys(cfg: Mapping, known: Collection[str], where: str) -> None:

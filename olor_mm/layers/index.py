@@ -1,4 +1,5 @@
 """The layer index (i, n) of every parameter: i = 0 nearest the input, i = n after the backbone."""
+
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -7,9 +8,9 @@ from torch import nn
 METHODS = ('block', 'tensor')
 
 
-def layer_index(model: nn.Module,
-                method: str = 'block',
-                overrides: Mapping[str, int] | None = None) -> dict[str, tuple[int, int]]:
+def layer_index(
+    model: nn.Module, method: str = 'block', overrides: Mapping[str, int] | None = None
+) -> dict[str, tuple[int, int]]:
     """Give every parameter of a model its layer i of n.
 
     A backbone is any outermost sub-module that is called ``backbone``; a model without one is a backbone as a whole.
@@ -30,8 +31,10 @@ def layer_index(model: nn.Module,
         ValueError: If ``method`` is unknown, an override matches no parameter or is not an integer in [0, n].
     """
     if method not in METHODS:
-        raise ValueError(f'layer_index={method!r} is unknown; take one of {", ".join(map(repr, METHODS))}, or a dict '
-                         'from prefixes of parameter names to layer numbers')
+        raise ValueError(
+            f'layer_index={method!r} is unknown; take one of {", ".join(map(repr, METHODS))}, or a dict '
+            'from prefixes of parameter names to layer numbers'
+        )
     backbones = dict(_backbones(model))
     index: dict[str, tuple[int, int]] = {}
     for prefix, backbone in backbones.items():
@@ -86,7 +89,7 @@ def _block_depths(backbone: nn.Module, trailing_is_head: bool) -> dict[str, tupl
     count = 0
     waiting: list[str] = []  # parameters between two blocks, e.g. a downsampling layer, belong to the block they feed
     for name, _ in backbone.named_parameters():
-        if any(name.startswith(block) for block in blocks[max(count - 1, 0):count + 1]):
+        if any(name.startswith(block) for block in blocks[max(count - 1, 0) : count + 1]):
             if not (count and name.startswith(blocks[count - 1])):
                 count += 1
                 depths.update(dict.fromkeys(waiting, count if count > 1 else 0))
@@ -131,10 +134,12 @@ def names_under(prefix: str, names: Iterable[str], where: str) -> list[str]:
     names = list(names)
     found = [name for name in names if f'{name}.'.startswith(f'{prefix}.')]
     if not found:
-        near = difflib.get_close_matches(prefix, {'.'.join(name.split('.')[:prefix.count('.') + 1]) for name in names})
+        near = difflib.get_close_matches(prefix, {'.'.join(name.split('.')[: prefix.count('.') + 1]) for name in names})
         tops = sorted({name.partition('.')[0] for name in names})
-        raise ValueError(f'{where}: the model has no parameter under {prefix!r}; ' +
-                         (f'did you mean {near[0]!r}?' if near else f'its parts are {", ".join(tops)}'))
+        raise ValueError(
+            f'{where}: the model has no parameter under {prefix!r}; '
+            + (f'did you mean {near[0]!r}?' if near else f'its parts are {", ".join(tops)}')
+        )
     return found
 
 
@@ -144,7 +149,9 @@ def _override(index: dict[str, tuple[int, int]], overrides: Mapping[str, int]) -
         for name in names_under(prefix, index, 'layer_index'):
             n = index[name][1]
             if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= n:
-                raise ValueError(f'layer_index[{prefix!r}]={layer!r} is not an integer from 0 (nearest the input) to '
-                                 f'n={n} (after the backbone)')
+                raise ValueError(
+                    f'layer_index[{prefix!r}]={layer!r} is not an integer from 0 (nearest the input) to '
+                    f'n={n} (after the backbone)'
+                )
             index[name] = (layer, n)
     return index

@@ -1,5 +1,6 @@
 """OLOR versions of torch's optimizers, and the factory that makes one from any other."""
-from functools import lru_cache
+
+from functools import cache
 
 import torch
 
@@ -44,7 +45,7 @@ UNSUPPORTED = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def with_rollback(base: type) -> type:
     """The OLOR version of an optimizer class, named after it: ``with_rollback(torch.optim.NAdam)`` is ``NAdamOLOR``.
 
@@ -68,5 +69,5 @@ def with_rollback(base: type) -> type:
     for cls in base.__mro__:
         if cls.__name__ in UNSUPPORTED:
             raise ValueError(f'{base.__name__} cannot be used with rollback: {UNSUPPORTED[cls.__name__]}')
-    doc = f'``{base.__module__}.{base.__name__}`` with OLOR\'s rollback, see :class:`Rollback`.'
+    doc = f"``{base.__module__}.{base.__name__}`` with OLOR's rollback, see :class:`Rollback`."
     return type(f'{base.__name__}OLOR', (Rollback, base), dict(__doc__=doc, __module__=__name__))

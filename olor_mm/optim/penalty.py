@@ -1,4 +1,5 @@
 """The layer-wise penalty of OLOR: how strongly a layer is pulled back."""
+
 import math
 from numbers import Real
 
@@ -17,18 +18,26 @@ def check_levels(max_level: float, min_level: float, power: float, where: str = 
     """
     for name, value in (('max_level', max_level), ('min_level', min_level), ('power', power)):
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f'{where}{name}={value!r} is not a finite number; give one, e.g. {name}='
-                             f'{dict(max_level=1e-2, min_level=0., power=1.)[name]}')
+            raise ValueError(
+                f'{where}{name}={value!r} is not a finite number; give one, e.g. {name}='
+                f'{dict(max_level=1e-2, min_level=0.0, power=1.0)[name]}'
+            )
     for name, value in (('max_level', max_level), ('min_level', min_level)):
         if not 0 <= value <= 1:
-            raise ValueError(f'{where}{name}={value!r} is outside [0, 1]: it is the share of the way back to the '
-                             f'pre-trained weights that one step takes; usual values lie between 0 and 0.1')
+            raise ValueError(
+                f'{where}{name}={value!r} is outside [0, 1]: it is the share of the way back to the '
+                f'pre-trained weights that one step takes; usual values lie between 0 and 0.1'
+            )
     if min_level > max_level:
-        raise ValueError(f'{where}min_level={min_level!r} is above {where}max_level={max_level!r}: shallow layers are '
-                         f'pulled back the most; swap the two or lower min_level')
+        raise ValueError(
+            f'{where}min_level={min_level!r} is above {where}max_level={max_level!r}: shallow layers are '
+            f'pulled back the most; swap the two or lower min_level'
+        )
     if power < 0:
-        raise ValueError(f'{where}power={power!r} is negative; 0 gives every layer max_level, 1 a linear decay over '
-                         f'depth, larger values keep the pull to the shallowest layers')
+        raise ValueError(
+            f'{where}power={power!r} is negative; 0 gives every layer max_level, 1 a linear decay over '
+            f'depth, larger values keep the pull to the shallowest layers'
+        )
 
 
 def layer_penalty(layer: int, num_layers: int, max_level: float, min_level: float, power: float) -> float:
@@ -53,5 +62,5 @@ def layer_penalty(layer: int, num_layers: int, max_level: float, min_level: floa
     check_levels(max_level, min_level, power)
     if not 0 <= layer <= num_layers:
         raise ValueError(f'layer={layer} is outside [0, num_layers={num_layers}]')
-    shallowness = 1 - layer / num_layers if num_layers else 1.
+    shallowness = 1 - layer / num_layers if num_layers else 1.0
     return min_level + shallowness**power * (max_level - min_level)

@@ -9,6 +9,7 @@ The rule (Huang et al., "One Step Learning, One Step Review", AAAI 2024, arXiv 2
 
 theta_0, the anchor, is the value a parameter has when the first step begins.
 """
+
 import warnings
 from numbers import Real
 
@@ -45,7 +46,7 @@ class Rollback:
         with it, and nothing is captured again.
     """
 
-    def __init__(self, params, *args, rollback: float = 0., rollback_coupling: str = 'lr', **kwargs):
+    def __init__(self, params, *args, rollback: float = 0.0, rollback_coupling: str = 'lr', **kwargs):
         self._rollback_defaults = dict(rollback=rollback, rollback_coupling=rollback_coupling)
         self.undecided = []
         self._bare = []  # parameters whose state is an anchor and nothing of the base optimizer yet
@@ -64,7 +65,7 @@ class Rollback:
 
     def step(self, closure=None):
         self._capture()
-        # base optimizers initialise a state that is empty and expect theirs in any other: they must not see a bare anchor
+        # base optimizers initialise a state that is empty and expect theirs in any other: hide bare anchors
         anchors = {p: self.state.pop(p)['anchor'] for p in self._bare}
         base_step = super().step.__func__
         if getattr(base_step, 'hooked', False):  # torch wraps `step` to run hooks; ours is wrapped already
@@ -83,17 +84,20 @@ class Rollback:
         if group['rollback_coupling'] == 'constant' or group['rollback'] == 0:
             return group['rollback']
         initial_lr = float(group.get('initial_lr', group['rollback_initial_lr']))
-        ratio = float(group['lr']) / initial_lr if initial_lr else 0.
-        return min(max(group['rollback'] * ratio, 0.), 1.)
+        ratio = float(group['lr']) / initial_lr if initial_lr else 0.0
+        return min(max(group['rollback'] * ratio, 0.0), 1.0)
 
     @torch.no_grad()
     def _capture(self) -> None:
         if not self.undecided:
             return
         if not any(group['rollback'] > 0 for group in self.param_groups):
-            warnings.warn(f'{type(self).__name__}: rollback is 0 in every parameter group, so this is the plain '
-                          f'{type(self).__name__.removesuffix("OLOR")}. Give rollback above 0; in an OpenMMLab config, '
-                          "constructor='OLOROptimWrapperConstructor' and paramwise_cfg.rollback.max_level above 0.")
+            warnings.warn(
+                f'{type(self).__name__}: rollback is 0 in every parameter group, so this is the plain '
+                f'{type(self).__name__.removesuffix("OLOR")}. Give rollback above 0; in an OpenMMLab config, '
+                "constructor='OLOROptimWrapperConstructor' and paramwise_cfg.rollback.max_level above 0.",
+                stacklevel=2,
+            )
         undecided = set(self.undecided)
         params = [p for group in self.param_groups if group['rollback'] > 0 for p in group['params'] if p in undecided]
         if params and self.select_pretrained is not None:
@@ -137,13 +141,17 @@ class Rollback:
                 f'this optimizer state has no anchors, so it is not of a run with rollback, and {type(self).__name__} '
                 'cannot resume from it: the weights at hand are no longer the pre-trained ones. Either start anew with '
                 'the pre-trained weights (load_from, without resume), or set max_level=0 (rollback=0) to go on without '
-                'rollback.')
+                'rollback.'
+            )
         super().load_state_dict(state_dict)
         if states:
             self.undecided = []
         if ours != [group['rollback'] for group in self.param_groups]:
-            warnings.warn('the resumed optimizer state has other rollback levels than the configuration; as with lr '
-                          'and weight_decay, those of the state are used.')
+            warnings.warn(
+                'the resumed optimizer state has other rollback levels than the configuration; as with lr '
+                'and weight_decay, those of the state are used.',
+                stacklevel=2,
+            )
 
     def __getstate__(self) -> dict:
         own = ('_rollback_defaults', 'undecided', 'select_pretrained')
@@ -169,7 +177,9 @@ def check_rollback(rollback: float, coupling: str, where: str) -> None:
         ValueError: The message names ``where`` it stands, the key, the value and what would be right.
     """
     if isinstance(rollback, bool) or not isinstance(rollback, Real) or not 0 <= rollback <= 1:
-        raise ValueError(f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '
-                         'to the pre-trained weights that one step takes, usually below 0.1')
+        raise ValueError(
+            f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '
+            'to the pre-trained weights that one step takes, usually below 0.1'
+        )
     if coupling not in COUPLINGS:
         raise ValueError(f'{where}: rollback_coupling={coupling!r} is unknown; take one of {", ".join(COUPLINGS)}')

@@ -1,4 +1,5 @@
 """A record of what was loaded into a model: by what happened, not by what a module is called."""
+
 import hashlib
 from collections.abc import Iterable
 

@@ -5,18 +5,22 @@ from olor_mm.analysis import layer_drift, prediction_agreement
 
 
 def test_drift_is_the_relative_norm_of_each_layers_change():
-    pretrained = {'a.weight': torch.tensor([3., 0.]), 'a.bias': torch.tensor([4.]), 'b.weight': torch.tensor([2.])}
-    weights = {'a.weight': torch.tensor([3., 0.6]), 'a.bias': torch.tensor([4.8]), 'b.weight': torch.tensor([2.]),
-               'head.weight': torch.tensor([9.])}
+    pretrained = {'a.weight': torch.tensor([3.0, 0.0]), 'a.bias': torch.tensor([4.0]), 'b.weight': torch.tensor([2.0])}
+    weights = {
+        'a.weight': torch.tensor([3.0, 0.6]),
+        'a.bias': torch.tensor([4.8]),
+        'b.weight': torch.tensor([2.0]),
+        'head.weight': torch.tensor([9.0]),
+    }
     index = {'a.weight': (0, 2), 'a.bias': (0, 2), 'b.weight': (1, 2), 'head.weight': (2, 2)}
-    assert layer_drift(weights, pretrained, index) == pytest.approx({0: 1 / 5, 1: 0.})
+    assert layer_drift(weights, pretrained, index) == pytest.approx({0: 1 / 5, 1: 0.0})
     with pytest.raises(ValueError, match='no parameter is in both'):
         layer_drift(weights, {'c': torch.ones(1)}, index)
 
 
 def test_agreement_is_the_share_of_equal_first_classes():
-    original = torch.tensor([[1., 0.], [1., 0.], [0., 1.], [0., 1.]])
-    scores = torch.tensor([[5., 1.], [0., 1.], [0., 3.], [2., 3.]])
+    original = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    scores = torch.tensor([[5.0, 1.0], [0.0, 1.0], [0.0, 3.0], [2.0, 3.0]])
     assert prediction_agreement(scores, original) == 0.75
     with pytest.raises(ValueError, match='one shape'):
         prediction_agreement(scores[:2], original)

@@ -18,15 +18,18 @@ WRAPPER = dict(type='OptimWrapper', constructor='OLOROptimWrapperConstructor')
 
 
 class Toy(nn.Module):
-
     def __init__(self):
         super().__init__()
-        self.backbone = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)) for _ in 'ab'))
+        self.backbone = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)) for _ in 'ab')
+        )
         self.head = nn.Linear(3, 2)
 
 
 def build(model=None, optimizer=None, **paramwise):
-    cfg = dict(WRAPPER, optimizer=optimizer or dict(type='AdamWOLOR', lr=1e-3, weight_decay=0.05), paramwise_cfg=paramwise)
+    cfg = dict(
+        WRAPPER, optimizer=optimizer or dict(type='AdamWOLOR', lr=1e-3, weight_decay=0.05), paramwise_cfg=paramwise
+    )
     return build_optim_wrapper(model if model is not None else Toy(), cfg)
 
 
@@ -43,43 +46,59 @@ def options(optimizer, model):
     return {names[p]: (group['lr'], group['weight_decay']) for group in optimizer.param_groups for p in group['params']}
 
 
-@pytest.mark.parametrize('paramwise', [
-    dict(),
-    dict(norm_decay_mult=0.),
-    dict(bias_lr_mult=2., bias_decay_mult=0., norm_decay_mult=0.1, flat_decay_mult=0.3, dwconv_decay_mult=0.5),
-    dict(custom_keys={
-        'absolute_pos_embed': dict(decay_mult=0.), 'relative_position_bias_table': dict(decay_mult=0.),
-        'norm': dict(decay_mult=0.), 'backbone': dict(lr_mult=0.1), 'rpn_head': dict(lr_mult=2.)}),
-], ids=str)
+@pytest.mark.parametrize(
+    'paramwise',
+    [
+        dict(),
+        dict(norm_decay_mult=0.0),
+        dict(bias_lr_mult=2.0, bias_decay_mult=0.0, norm_decay_mult=0.1, flat_decay_mult=0.3, dwconv_decay_mult=0.5),
+        dict(
+            custom_keys={
+                'absolute_pos_embed': dict(decay_mult=0.0),
+                'relative_position_bias_table': dict(decay_mult=0.0),
+                'norm': dict(decay_mult=0.0),
+                'backbone': dict(lr_mult=0.1),
+                'rpn_head': dict(lr_mult=2.0),
+            }
+        ),
+    ],
+    ids=str,
+)
 def test_stock_options_keep_their_meaning_and_groups_are_few(swin_detector, paramwise):
     optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05)
     default = DefaultOptimWrapperConstructor(
-        dict(type='OptimWrapper', optimizer=optimizer), dict(copy.deepcopy(paramwise), bypass_duplicate=True))
+        dict(type='OptimWrapper', optimizer=optimizer), dict(copy.deepcopy(paramwise), bypass_duplicate=True)
+    )
     stock = default(swin_detector).optimizer
     ours = build(swin_detector, optimizer, **paramwise).optimizer
     assert options(ours, swin_detector) == options(stock, swin_detector)
     layers = 12 + 2
     assert len(ours.param_groups) <= layers * (2 if len(paramwise) < 2 and 'custom_keys' not in paramwise else 5)
-    if paramwise == dict(norm_decay_mult=0.):
+    if paramwise == dict(norm_decay_mult=0.0):
         assert len(ours.param_groups) <= 2 * layers + 4
         assert len(stock.param_groups) > 150
 
 
 def test_lambda_follows_depth_and_spares_neck_and_head(swin_detector):
-    optimizer = build(swin_detector, rollback=dict(max_level=0.13, min_level=0.01, power=2.)).optimizer
+    optimizer = build(swin_detector, rollback=dict(max_level=0.13, min_level=0.01, power=2.0)).optimizer
     names = {p: name for name, p in swin_detector.named_parameters()}
     levels = {names[p]: group['rollback'] for group in optimizer.param_groups for p in group['params']}
-    for name, layer in {'backbone.patch_embed.projection.weight': 0, 'backbone.stages.1.blocks.0.norm1.weight': 3,
-                        'backbone.stages.3.blocks.1.norm1.weight': 12, 'neck.lateral_convs.0.conv.weight': 13,
-                        'roi_head.bbox_head.fc_cls.weight': 13}.items():
-        assert levels[name] == pytest.approx(0.01 + ((13 - layer) / 13)**2 * 0.12, rel=1e-12), name
+    for name, layer in {
+        'backbone.patch_embed.projection.weight': 0,
+        'backbone.stages.1.blocks.0.norm1.weight': 3,
+        'backbone.stages.3.blocks.1.norm1.weight': 12,
+        'neck.lateral_convs.0.conv.weight': 13,
+        'roi_head.bbox_head.fc_cls.weight': 13,
+    }.items():
+        assert levels[name] == pytest.approx(0.01 + ((13 - layer) / 13) ** 2 * 0.12, rel=1e-12), name
     assert set(levels) == set(names.values())
 
 
 def test_group_order_is_stable():
     def signature():
-        optimizer = build(norm_decay_mult=0., rollback=dict(max_level=0.1)).optimizer
+        optimizer = build(norm_decay_mult=0.0, rollback=dict(max_level=0.1)).optimizer
         return [[len(g['params']), g['rollback'], g['weight_decay']] for g in optimizer.param_groups]
+
     assert signature() == signature()
 
 
@@ -100,13 +119,17 @@ def test_frozen_parameter_is_left_out_as_stock_does():
 
 def test_a_level_can_be_set_by_hand():
     model = Toy()
-    optimizer = build(model, rollback=dict(max_level=0.1), custom_keys={'head': dict(rollback=0.5, lr_mult=2.)}).optimizer
+    optimizer = build(
+        model, rollback=dict(max_level=0.1), custom_keys={'head': dict(rollback=0.5, lr_mult=2.0)}
+    ).optimizer
     [group] = [group for group in optimizer.param_groups if group['rollback'] == 0.5]
     assert set(group['params']) == set(model.head.parameters())
     assert group['lr'] == 2e-3
 
 
-@pytest.mark.parametrize('name, cls', [('Adam', AdamOLOR), ('AdamW', AdamWOLOR), ('SGD', SGDOLOR), (torch.optim.SGD, SGDOLOR)])
+@pytest.mark.parametrize(
+    'name, cls', [('Adam', AdamOLOR), ('AdamW', AdamWOLOR), ('SGD', SGDOLOR), (torch.optim.SGD, SGDOLOR)]
+)
 def test_stock_types_are_replaced_and_the_log_says_so(name, cls, caplog):
     logger = MMLogger.get_instance('mmengine')
     logger.addHandler(caplog.handler)
@@ -124,7 +147,7 @@ def test_any_other_optimizer_works_too():
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain', 'mmengine'])
 def test_scoped_types_need_no_import(scope):
-    code = f'''
+    code = f"""
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, init_default_scope
@@ -133,44 +156,76 @@ wrapper = build_optim_wrapper(torch.nn.Linear(2, 2), dict(
     constructor='olor_mm.OLOROptimWrapperConstructor', optimizer=dict(type='olor_mm.SGDOLOR', lr=0.1)))
 HOOKS.build(dict(type='olor_mm.ResumableRandomnessHook'))
 print(type(wrapper.optimizer).__name__)
-'''
+"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == 'SGDOLOR'
 
 
-@pytest.mark.parametrize('rollback, message', [
-    (dict(max_level=1.5), r'paramwise_cfg\.rollback\.max_level=1\.5 is outside \[0, 1\]'),
-    (dict(max_level=-1), r'max_level=-1 is outside'),
-    (dict(max_level='high'), r"max_level='high' is not a finite number"),
-    (dict(max_level=0.01, min_level=0.02), r'paramwise_cfg\.rollback\.min_level=0\.02 is above paramwise_cfg\.rollback\.max_level=0\.01'),
-    (dict(power=-1), r'paramwise_cfg\.rollback\.power=-1 is negative'),
-    (dict(power=None), r'power=None is not a finite number'),
-    (dict(maxlevel=0.1), r"paramwise_cfg\.rollback: unknown key 'maxlevel' \(=0\.1\); did you mean 'max_level'\?"),
-    (dict(pretrained='backbone'), r"pretrained='backbone' is unknown; take 'auto'"),
-    (dict(pretrained=[]), r'pretrained=\[\] is unknown'),
-    (dict(pretrained=['backbon']), r"pretrained: the model has no parameter under 'backbon'; did you mean 'backbone'\?"),
-    (dict(layer_index='depth'), r"paramwise_cfg\.rollback\.layer_index='depth' is unknown; take one of 'block', 'tensor'"),
-    (dict(layer_index={'hed': 0}), r"paramwise_cfg\.rollback: layer_index: the model has no parameter under 'hed'; did you mean 'head'\?"),
-    (dict(layer_index={'head': 99}), r"layer_index\['head'\]=99 is not an integer from 0"),
-    (dict(coupling='cosine'), r"paramwise_cfg\.rollback\.coupling='cosine' is unknown; take one of 'lr', 'constant'"),
-    (0.01, r'paramwise_cfg\.rollback=0\.01 is not a dict'),
-], ids=str)
+@pytest.mark.parametrize(
+    'rollback, message',
+    [
+        (dict(max_level=1.5), r'paramwise_cfg\.rollback\.max_level=1\.5 is outside \[0, 1\]'),
+        (dict(max_level=-1), r'max_level=-1 is outside'),
+        (dict(max_level='high'), r"max_level='high' is not a finite number"),
+        (
+            dict(max_level=0.01, min_level=0.02),
+            r'paramwise_cfg\.rollback\.min_level=0\.02 is above paramwise_cfg\.rollback\.max_level=0\.01',
+        ),
+        (dict(power=-1), r'paramwise_cfg\.rollback\.power=-1 is negative'),
+        (dict(power=None), r'power=None is not a finite number'),
+        (dict(maxlevel=0.1), r"paramwise_cfg\.rollback: unknown key 'maxlevel' \(=0\.1\); did you mean 'max_level'\?"),
+        (dict(pretrained='backbone'), r"pretrained='backbone' is unknown; take 'auto'"),
+        (dict(pretrained=[]), r'pretrained=\[\] is unknown'),
+        (
+            dict(pretrained=['backbon']),
+            r"pretrained: the model has no parameter under 'backbon'; did you mean 'backbone'\?",
+        ),
+        (
+            dict(layer_index='depth'),
+            r"paramwise_cfg\.rollback\.layer_index='depth' is unknown; take one of 'block', 'tensor'",
+        ),
+        (
+            dict(layer_index={'hed': 0}),
+            r"paramwise_cfg\.rollback: layer_index: the model has no parameter under 'hed'; did you mean 'head'\?",
+        ),
+        (dict(layer_index={'head': 99}), r"layer_index\['head'\]=99 is not an integer from 0"),
+        (
+            dict(coupling='cosine'),
+            r"paramwise_cfg\.rollback\.coupling='cosine' is unknown; take one of 'lr', 'constant'",
+        ),
+        (0.01, r'paramwise_cfg\.rollback=0\.01 is not a dict'),
+    ],
+    ids=str,
+)
 def test_wrong_settings_name_key_value_and_remedy(rollback, message):
     with pytest.raises(ValueError, match=message):
         build(rollback=rollback)
 
 
-@pytest.mark.parametrize('changes, message', [
-    (dict(paramwise=dict(rolback=dict(max_level=0.1))), r"paramwise_cfg: unknown key 'rolback' .*did you mean 'rollback'\?"),
-    (dict(paramwise=dict(layer_decay_rate=0.7)), "paramwise_cfg: unknown key 'layer_decay_rate'"),
-    (dict(paramwise=dict(custom_keys={'head': dict(rollback=2)})), r"custom_keys\['head'\]: rollback=2 is not a number in \[0, 1\]"),
-    (dict(optimizer=dict(type='AdamWOLOR', rollback=0.1)), r'optimizer\.rollback=0\.1: with this constructor, levels are set'),
-    (dict(optimizer=dict(type='LBFGS', lr=1.)), r"optimizer\.type='LBFGS': LBFGS cannot be used with rollback"),
-    (dict(optimizer=dict(type='Linear')), r"optimizer\.type='Linear'"),
-    (dict(optimizer=dict(lr=1.)), r'optimizer\.type=None'),
-    (dict(optimizer=dict(type='AdamWOLOR', lr=0.1, momentum=0.9)), r'momentum.*add _delete_=True'),
-], ids=str)
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (
+            dict(paramwise=dict(rolback=dict(max_level=0.1))),
+            r"paramwise_cfg: unknown key 'rolback' .*did you mean 'rollback'\?",
+        ),
+        (dict(paramwise=dict(layer_decay_rate=0.7)), "paramwise_cfg: unknown key 'layer_decay_rate'"),
+        (
+            dict(paramwise=dict(custom_keys={'head': dict(rollback=2)})),
+            r"custom_keys\['head'\]: rollback=2 is not a number in \[0, 1\]",
+        ),
+        (
+            dict(optimizer=dict(type='AdamWOLOR', rollback=0.1)),
+            r'optimizer\.rollback=0\.1: with this constructor, levels are set',
+        ),
+        (dict(optimizer=dict(type='LBFGS', lr=1.0)), r"optimizer\.type='LBFGS': LBFGS cannot be used with rollback"),
+        (dict(optimizer=dict(type='Linear')), r"optimizer\.type='Linear'"),
+        (dict(optimizer=dict(lr=1.0)), r'optimizer\.type=None'),
+        (dict(optimizer=dict(type='AdamWOLOR', lr=0.1, momentum=0.9)), r'momentum.*add _delete_=True'),
+    ],
+    ids=str,
+)
 def test_wrong_configs_name_key_value_and_remedy(changes, message):
     with pytest.raises((ValueError, TypeError), match=message):
         build(optimizer=changes.get('optimizer'), **changes.get('paramwise', {}))

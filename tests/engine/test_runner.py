@@ -1,4 +1,5 @@
 """The traps, each on a real Runner, a real model and real files."""
+
 import pytest
 import torch
 from conftest import CLASSIFICATION, ROOT, anchors, load, optimizer_names
@@ -33,7 +34,7 @@ def run(cfg: Config) -> tuple[Runner, dict]:
     """Train, and read the last checkpoint back from its file."""
     runner = Runner.from_cfg(cfg)
     runner.train()
-    return runner, load((ROOT / open(f'{cfg.work_dir}/last_checkpoint').read().strip()))
+    return runner, load(ROOT / open(f'{cfg.work_dir}/last_checkpoint').read().strip())
 
 
 def names_of(runner: Runner) -> list[str]:
@@ -66,7 +67,9 @@ def test_anchors_from_load_from_equal_the_file_and_another_class_count_has_none(
     cfg = config(tmp_path, data, load_from=str(data / 'weights/mobilenet_v2_mmpretrain.pth'))
     cfg.model.backbone.pop('init_cfg')
     cfg.model.head.num_classes = classes
-    cfg.optim_wrapper.paramwise_cfg.rollback.min_level = 0.01  # so that a head would be rolled back, were it pre-trained
+    cfg.optim_wrapper.paramwise_cfg.rollback.min_level = (
+        0.01  # so that a head would be rolled back, were it pre-trained
+    )
     runner, checkpoint = run(cfg)
     expected = parameter_names(runner, '' if classes == 1000 else 'backbone.')
     assert_anchors_are_the_checkpoints(anchors(checkpoint, names_of(runner)), pretrained_state(data), expected)
@@ -76,11 +79,12 @@ def test_a_run_follows_the_rule_through_warmup_accumulation_clipping_and_frozen_
     """One parameter of the real run, replayed in float64 from the gradients the optimizer saw."""
     cfg = config(tmp_path, data, iterations=8)
     cfg.model.backbone.frozen_stages = 1
-    cfg.optim_wrapper.update(accumulative_counts=2, clip_grad=dict(max_norm=1.))
+    cfg.optim_wrapper.update(accumulative_counts=2, clip_grad=dict(max_norm=1.0))
     cfg.auto_scale_lr = dict(enable=True, base_batch_size=4)  # twice lr
     cfg.param_scheduler = [
         dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=4, end=8, T_max=4)]
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=4, end=8, T_max=4),
+    ]
     runner = Runner.from_cfg(cfg)
     seen, name = [], 'backbone.layer3.1.conv.2.conv.weight'
     build = runner.build_optim_wrapper
@@ -156,18 +160,22 @@ def test_a_backbone_whose_loaded_layer_is_initialised_again_treats_that_layer_as
 def test_nothing_loaded_stops_before_the_first_iteration(data, tmp_path):
     cfg = config(tmp_path, data)
     cfg.model.backbone.pop('init_cfg')
-    with pytest.raises(ValueError, match=r"pretrained='auto': no checkpoint was loaded .*load_from=.*pretrained=\['backbone'\]"):
+    with pytest.raises(
+        ValueError, match=r"pretrained='auto': no checkpoint was loaded .*load_from=.*pretrained=\['backbone'\]"
+    ):
         run(cfg)
     assert not list(tmp_path.glob('*.pth'))
     cfg = config(tmp_path / 'off', data)
     cfg.model.backbone.pop('init_cfg')
-    cfg.optim_wrapper.paramwise_cfg.rollback.max_level = 0.
+    cfg.optim_wrapper.paramwise_cfg.rollback.max_level = 0.0
     _, checkpoint = run(cfg)
     assert not any('anchor' in entry for entry in checkpoint['optimizer']['state'].values())
 
 
-@pytest.mark.parametrize('pretrained, expected', [(['backbone.layer1', 'backbone.layer2'], ('backbone.layer1.', 'backbone.layer2.')),
-                                                  ('all', ('backbone.', ))])
+@pytest.mark.parametrize(
+    'pretrained, expected',
+    [(['backbone.layer1', 'backbone.layer2'], ('backbone.layer1.', 'backbone.layer2.')), ('all', ('backbone.',))],
+)
 def test_pretrained_given_by_hand(data, tmp_path, pretrained, expected):
     cfg = config(tmp_path, data)
     cfg.optim_wrapper.paramwise_cfg.rollback.pretrained = pretrained
@@ -180,7 +188,10 @@ def test_resuming_without_optimizer_state_or_from_stock_is_refused(data, tmp_pat
     cfg.default_hooks.checkpoint.save_optimizer = False
     run(cfg)
     cfg = config(tmp_path, data, epochs=2, resume=True)
-    with pytest.raises(ValueError, match=r'resumed at iteration 3 from a checkpoint without the state of the optimizer.*save_optimizer=True'):
+    with pytest.raises(
+        ValueError,
+        match=r'resumed at iteration 3 from a checkpoint without the state of the optimizer.*save_optimizer=True',
+    ):
         run(cfg)
 
     stock = config(tmp_path / 'stock', data)
@@ -202,7 +213,8 @@ def test_resume_in_process_keeps_anchors_and_ends_as_the_uninterrupted_run(data,
     assert_same(resumed['state_dict'], straight['state_dict'])
     assert_same(resumed['optimizer']['state'], straight['optimizer']['state'])
     assert_anchors_are_the_checkpoints(
-        anchors(resumed, names_of(runner)), pretrained_state(data), parameter_names(runner, 'backbone.'))
+        anchors(resumed, names_of(runner)), pretrained_state(data), parameter_names(runner, 'backbone.')
+    )
 
 
 def assert_same(a, b):

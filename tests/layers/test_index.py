@@ -10,7 +10,6 @@ from olor_mm.layers import layer_index, names_under
 
 
 class Detector(nn.Module):
-
     def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
@@ -19,45 +18,122 @@ class Detector(nn.Module):
 
 
 def hrnet_stage(modules, branches):
-    return dict(num_modules=modules, num_branches=branches, block='BASIC', num_blocks=(2, ) * branches,
-                num_channels=tuple(8 * 2**i for i in range(branches)))
+    return dict(
+        num_modules=modules,
+        num_branches=branches,
+        block='BASIC',
+        num_blocks=(2,) * branches,
+        num_channels=tuple(8 * 2**i for i in range(branches)),
+    )
 
 
 # registry, config, number of blocks, and for some parameters of the backbone the block it belongs to
 BACKBONES = {
-    'mmdet ResNet-50': (DET, dict(type='mmdet.ResNet', depth=50), 16, {
-        'conv1.weight': 0, 'bn1.bias': 0, 'layer1.0.downsample.0.weight': 1, 'layer1.2.bn3.weight': 3,
-        'layer2.0.conv1.weight': 4, 'layer4.2.conv3.weight': 16}),
-    'mmdet ResNeXt-101': (DET, dict(type='mmdet.ResNeXt', depth=101, groups=32, base_width=4), 33, {
-        'conv1.weight': 0, 'layer3.22.conv2.weight': 30, 'layer4.2.conv3.weight': 33}),
+    'mmdet ResNet-50': (
+        DET,
+        dict(type='mmdet.ResNet', depth=50),
+        16,
+        {
+            'conv1.weight': 0,
+            'bn1.bias': 0,
+            'layer1.0.downsample.0.weight': 1,
+            'layer1.2.bn3.weight': 3,
+            'layer2.0.conv1.weight': 4,
+            'layer4.2.conv3.weight': 16,
+        },
+    ),
+    'mmdet ResNeXt-101': (
+        DET,
+        dict(type='mmdet.ResNeXt', depth=101, groups=32, base_width=4),
+        33,
+        {'conv1.weight': 0, 'layer3.22.conv2.weight': 30, 'layer4.2.conv3.weight': 33},
+    ),
     'mmdet RegNet': (DET, dict(type='mmdet.RegNet', arch='regnetx_3.2gf'), 25, {'layer2.0.conv1.weight': 3}),
-    'mmdet MobileNetV2': (DET, dict(type='mmdet.MobileNetV2'), 17, {
-        'conv1.conv.weight': 0, 'layer1.0.linear_conv.bn.bias': 1, 'layer7.0.depthwise_conv.conv.weight': 17,
-        'conv2.conv.weight': 17}),
-    'mmdet EfficientNet-B0': (DET, dict(type='mmdet.EfficientNet', arch='b0'), 16, {
-        'layers.0.conv.weight': 0, 'layers.1.0.se.conv1.conv.weight': 1}),
-    'mmdet Swin-T': (DET, dict(type='mmdet.SwinTransformer'), 12, {
-        'patch_embed.projection.weight': 0, 'stages.0.blocks.1.ffn.layers.1.weight': 2,
-        'stages.0.downsample.reduction.weight': 3, 'stages.2.blocks.5.attn.w_msa.qkv.weight': 10,
-        'stages.3.blocks.1.norm2.weight': 12, 'norm3.weight': 12}),
-    'mmdet HRNet': (DET, dict(type='mmdet.HRNet', extra=dict(
-        stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(2, ), num_channels=(16, )),
-        stage2=hrnet_stage(1, 2), stage3=hrnet_stage(2, 3), stage4=hrnet_stage(1, 4))), 2 + 4 + 12 + 8, {
-            'conv2.weight': 0, 'stage2.0.branches.1.1.conv2.weight': 6, 'stage4.0.branches.3.1.conv2.weight': 26}),
-    'mmseg MiT-B0': (SEG, dict(type='mmseg.MixVisionTransformer', num_layers=[2, 2, 2, 2]), 8, {
-        'layers.0.0.projection.weight': 0, 'layers.0.1.1.norm1.weight': 2, 'layers.1.0.projection.weight': 3,
-        'layers.3.2.weight': 8}),
-    'mmseg ViT': (SEG, dict(type='mmseg.VisionTransformer', num_layers=3, embed_dims=32, num_heads=2), 3, {
-        'cls_token': 0, 'pos_embed': 0, 'patch_embed.projection.weight': 0, 'layers.2.ffn.layers.1.weight': 3}),
-    'mmpretrain ViT (its own get_layer_depth)': (PRETRAIN, dict(
-        type='mmpretrain.VisionTransformer', arch='deit-tiny'), 12, {
-            'cls_token': 0, 'pos_embed': 0, 'layers.11.ln2.weight': 12, 'ln1.weight': 13}),
-    'mmpretrain ResNet-18 (get_layer_depth gives up)': (PRETRAIN, dict(type='mmpretrain.ResNet', depth=18), 8, {
-        'conv1.weight': 0, 'layer1.0.conv1.weight': 1, 'layer4.1.bn2.bias': 8}),
-    'mmpretrain VGG-11 (a plain chain)': (PRETRAIN, dict(type='mmpretrain.VGG', depth=11), 7, {
-        'features.0.conv.weight': 0, 'features.2.conv.weight': 1}),
-    'mmpretrain RepVGG (its stem is a block)': (PRETRAIN, dict(type='mmpretrain.RepVGG', arch='A0'), 21, {
-        'stem.branch_3x3.conv.weight': 0, 'stage_1.0.branch_3x3.conv.weight': 1}),
+    'mmdet MobileNetV2': (
+        DET,
+        dict(type='mmdet.MobileNetV2'),
+        17,
+        {
+            'conv1.conv.weight': 0,
+            'layer1.0.linear_conv.bn.bias': 1,
+            'layer7.0.depthwise_conv.conv.weight': 17,
+            'conv2.conv.weight': 17,
+        },
+    ),
+    'mmdet EfficientNet-B0': (
+        DET,
+        dict(type='mmdet.EfficientNet', arch='b0'),
+        16,
+        {'layers.0.conv.weight': 0, 'layers.1.0.se.conv1.conv.weight': 1},
+    ),
+    'mmdet Swin-T': (
+        DET,
+        dict(type='mmdet.SwinTransformer'),
+        12,
+        {
+            'patch_embed.projection.weight': 0,
+            'stages.0.blocks.1.ffn.layers.1.weight': 2,
+            'stages.0.downsample.reduction.weight': 3,
+            'stages.2.blocks.5.attn.w_msa.qkv.weight': 10,
+            'stages.3.blocks.1.norm2.weight': 12,
+            'norm3.weight': 12,
+        },
+    ),
+    'mmdet HRNet': (
+        DET,
+        dict(
+            type='mmdet.HRNet',
+            extra=dict(
+                stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(2,), num_channels=(16,)),
+                stage2=hrnet_stage(1, 2),
+                stage3=hrnet_stage(2, 3),
+                stage4=hrnet_stage(1, 4),
+            ),
+        ),
+        2 + 4 + 12 + 8,
+        {'conv2.weight': 0, 'stage2.0.branches.1.1.conv2.weight': 6, 'stage4.0.branches.3.1.conv2.weight': 26},
+    ),
+    'mmseg MiT-B0': (
+        SEG,
+        dict(type='mmseg.MixVisionTransformer', num_layers=[2, 2, 2, 2]),
+        8,
+        {
+            'layers.0.0.projection.weight': 0,
+            'layers.0.1.1.norm1.weight': 2,
+            'layers.1.0.projection.weight': 3,
+            'layers.3.2.weight': 8,
+        },
+    ),
+    'mmseg ViT': (
+        SEG,
+        dict(type='mmseg.VisionTransformer', num_layers=3, embed_dims=32, num_heads=2),
+        3,
+        {'cls_token': 0, 'pos_embed': 0, 'patch_embed.projection.weight': 0, 'layers.2.ffn.layers.1.weight': 3},
+    ),
+    'mmpretrain ViT (its own get_layer_depth)': (
+        PRETRAIN,
+        dict(type='mmpretrain.VisionTransformer', arch='deit-tiny'),
+        12,
+        {'cls_token': 0, 'pos_embed': 0, 'layers.11.ln2.weight': 12, 'ln1.weight': 13},
+    ),
+    'mmpretrain ResNet-18 (get_layer_depth gives up)': (
+        PRETRAIN,
+        dict(type='mmpretrain.ResNet', depth=18),
+        8,
+        {'conv1.weight': 0, 'layer1.0.conv1.weight': 1, 'layer4.1.bn2.bias': 8},
+    ),
+    'mmpretrain VGG-11 (a plain chain)': (
+        PRETRAIN,
+        dict(type='mmpretrain.VGG', depth=11),
+        7,
+        {'features.0.conv.weight': 0, 'features.2.conv.weight': 1},
+    ),
+    'mmpretrain RepVGG (its stem is a block)': (
+        PRETRAIN,
+        dict(type='mmpretrain.RepVGG', arch='A0'),
+        21,
+        {'stem.branch_3x3.conv.weight': 0, 'stage_1.0.branch_3x3.conv.weight': 1},
+    ),
 }
 
 
@@ -67,8 +143,7 @@ def test_stock_backbones(registry, config, blocks, expected):
     index = layer_index(model)
     assert list(index) == [name for name, _ in model.named_parameters()]
     n = blocks + 1
-    assert {name: index[f'backbone.{name}'] for name in expected} == {
-        name: (i, n) for name, i in expected.items()}
+    assert {name: index[f'backbone.{name}'] for name in expected} == {name: (i, n) for name, i in expected.items()}
     for name in ('neck.weight', 'bbox_head.bias'):
         assert index[name] == (n, n)
     within = [i for name, (i, _) in index.items() if name.startswith('backbone.')]

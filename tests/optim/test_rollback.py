@@ -18,7 +18,7 @@ OPTIMIZERS = {
     with_rollback(torch.optim.RMSprop): (torch.optim.RMSprop, dict(lr=1e-2)),
 }
 every_optimizer = pytest.mark.parametrize('cls', OPTIMIZERS, ids=lambda cls: cls.__name__)
-SHAPES = ((5, 3), (7, ), (2, 3, 2, 2))
+SHAPES = ((5, 3), (7,), (2, 3, 2, 2))
 TOTAL, WARMUP = 100, 10
 
 
@@ -50,18 +50,21 @@ def schedule(optimizer):
 @pytest.mark.parametrize('coupling', ['lr', 'constant'])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-6), (torch.float32, 1e-5)])
 @pytest.mark.parametrize('flags', [dict(foreach=False), dict(foreach=True), dict(fused=True)], ids=str)
-@pytest.mark.parametrize('cls, reference, options', [
-    (AdamOLOR, ReferenceAdam, {}),
-    (AdamWOLOR, ReferenceAdam, dict(weight_decay=0.05)),
-    (SGDOLOR, ReferenceSGD, dict(momentum=0.9)),
-])
+@pytest.mark.parametrize(
+    'cls, reference, options',
+    [
+        (AdamOLOR, ReferenceAdam, {}),
+        (AdamWOLOR, ReferenceAdam, dict(weight_decay=0.05)),
+        (SGDOLOR, ReferenceSGD, dict(momentum=0.9)),
+    ],
+)
 def test_equals_the_papers_rule(cls, reference, options, flags, dtype, tolerance, coupling):
-    lr, lambdas = 1e-2, (0.05, 0.3, 0.)
+    lr, lambdas = 1e-2, (0.05, 0.3, 0.0)
     params = parameters(dtype)
     groups = [dict(params=[p], rollback=lam) for p, lam in zip(params, lambdas)]
     optimizer = cls(groups, lr=lr, rollback_coupling=coupling, **options, **flags)
     scheduler = schedule(optimizer)
-    furthest = 0.
+    furthest = 0.0
     expected = [reference(p.detach().numpy(), lam, lr, coupling, **options) for p, lam in zip(params, lambdas)]
     for step in range(TOTAL):
         rate = warmup_cosine(step, lr, WARMUP, TOTAL)
@@ -83,7 +86,7 @@ def test_without_rollback_it_is_the_base_optimizer_bit_for_bit(cls, foreach):
     base, options = OPTIMIZERS[cls]
     ours, theirs = parameters(), parameters()
     with pytest.warns(UserWarning, match='rollback is 0 in every parameter group'):
-        take_steps(cls(ours, rollback=0., foreach=foreach, **options), ours, range(20))
+        take_steps(cls(ours, rollback=0.0, foreach=foreach, **options), ours, range(20))
     take_steps(base(theirs, foreach=foreach, **options), theirs, range(20))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
 
@@ -92,7 +95,7 @@ def test_without_rollback_it_is_the_base_optimizer_bit_for_bit(cls, foreach):
 def test_full_rollback_stays_at_the_pretrained_weights(cls):
     params = parameters()
     start = copy.deepcopy(params)
-    take_steps(cls(params, rollback=1., rollback_coupling='constant', **OPTIMIZERS[cls][1]), params, range(10))
+    take_steps(cls(params, rollback=1.0, rollback_coupling='constant', **OPTIMIZERS[cls][1]), params, range(10))
     assert all(torch.equal(a, b) for a, b in zip(params, start))
 
 
@@ -153,18 +156,18 @@ def test_a_parameter_without_gradient_is_left_alone_until_it_has_one(cls):
     other.grad = torch.ones(3)
     optimizer.step()
     with torch.no_grad():
-        late.add_(1.)  # something else moved it
+        late.add_(1.0)  # something else moved it
     optimizer.step()
-    assert torch.equal(late, torch.full((3, ), 2.))
+    assert torch.equal(late, torch.full((3,), 2.0))
     resumed = cls([late, other], rollback=0.5, rollback_coupling='constant', **options)
     resumed.load_state_dict(optimizer.state_dict())
     late.grad, other.grad = torch.zeros(3), None
     resumed.step()
-    expected = nn.Parameter(torch.full((3, ), 2.))
+    expected = nn.Parameter(torch.full((3,), 2.0))
     expected.grad = torch.zeros(3)
     base, options = OPTIMIZERS[cls]
     base([expected], **options).step()
-    torch.testing.assert_close(late.data, (expected.data + 1.) / 2)
+    torch.testing.assert_close(late.data, (expected.data + 1.0) / 2)
 
 
 def test_groups_added_later_are_anchored_at_their_first_step():
@@ -173,33 +176,33 @@ def test_groups_added_later_are_anchored_at_their_first_step():
     a.grad = torch.ones(2)
     optimizer.step()
     with torch.no_grad():
-        b.fill_(5.)  # say, loaded after the optimizer had been built
-    optimizer.add_param_group(dict(params=[b], rollback=1., rollback_coupling='constant'))
+        b.fill_(5.0)  # say, loaded after the optimizer had been built
+    optimizer.add_param_group(dict(params=[b], rollback=1.0, rollback_coupling='constant'))
     b.grad = torch.ones(2)
     optimizer.step()
     assert torch.equal(optimizer.state[a]['anchor'], torch.zeros(2))
-    assert torch.equal(optimizer.state[b]['anchor'], torch.full((2, ), 5.))
-    assert torch.equal(b, torch.full((2, ), 5.))
+    assert torch.equal(optimizer.state[b]['anchor'], torch.full((2,), 5.0))
+    assert torch.equal(b, torch.full((2,), 5.0))
 
 
 def test_only_what_is_selected_as_pretrained_is_anchored():
     kept, new = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    optimizer = SGDOLOR([kept, new], lr=0.1, rollback=1.)
+    optimizer = SGDOLOR([kept, new], lr=0.1, rollback=1.0)
     optimizer.select_pretrained = lambda params: [p for p in params if p is kept]
     kept.grad = new.grad = torch.ones(2)
     optimizer.step()
     assert torch.equal(kept, torch.ones(2))
-    torch.testing.assert_close(new.data, torch.full((2, ), 0.9))
+    torch.testing.assert_close(new.data, torch.full((2,), 0.9))
     assert 'anchor' not in optimizer.state.get(new, {})
 
 
 def test_weight_is_clamped_where_a_schedule_exceeds_the_initial_rate():
     p = nn.Parameter(torch.zeros(1))
     optimizer = SGDOLOR([p], lr=0.1, rollback=0.3)
-    optimizer.param_groups[0]['lr'] = 1.
-    assert optimizer.rollback_weight(optimizer.param_groups[0]) == 1.
-    optimizer.param_groups[0]['lr'] = 0.
-    assert optimizer.rollback_weight(optimizer.param_groups[0]) == 0.
+    optimizer.param_groups[0]['lr'] = 1.0
+    assert optimizer.rollback_weight(optimizer.param_groups[0]) == 1.0
+    optimizer.param_groups[0]['lr'] = 0.0
+    assert optimizer.rollback_weight(optimizer.param_groups[0]) == 0.0
 
 
 def test_a_warmup_set_by_hand_does_not_become_the_initial_rate():
@@ -216,7 +219,7 @@ def test_a_warmup_set_by_hand_does_not_become_the_initial_rate():
 def test_a_step_skipped_for_inf_changes_nothing(fused):
     params = parameters()
     optimizer = AdamWOLOR(params, lr=1e-2, rollback=0.1, fused=fused)
-    scaler = torch.amp.GradScaler('cpu', init_scale=4.)
+    scaler = torch.amp.GradScaler('cpu', init_scale=4.0)
     scaler.scale(torch.zeros(1)).sum()  # a scaler knows its scale from the first loss on
 
     def step(bad):
@@ -242,7 +245,7 @@ def test_fused_and_unfused_scaled_steps_are_the_same():
     for fused in (False, True):
         params = parameters()
         optimizer = AdamWOLOR(params, lr=1e-2, rollback=0.1, fused=fused)
-        scaler = torch.amp.GradScaler('cpu', init_scale=4.)
+        scaler = torch.amp.GradScaler('cpu', init_scale=4.0)
         scaler.scale(torch.zeros(1)).sum()
         for step in range(5):
             for p, g in zip(params, gradients(step)):
@@ -295,17 +298,20 @@ def test_closure_is_evaluated_and_rolled_back():
         loss.backward()
         return loss
 
-    assert optimizer.step(closure) == 1.
-    torch.testing.assert_close(p.data, torch.full((2, ), 0.25))
+    assert optimizer.step(closure) == 1.0
+    torch.testing.assert_close(p.data, torch.full((2,), 0.25))
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(rollback=1.5), r'rollback=1\.5 is not a number in \[0, 1\]'),
-    (dict(rollback=-0.1), r'rollback=-0\.1'),
-    (dict(rollback='much'), "rollback='much'"),
-    (dict(rollback=float('nan')), 'rollback=nan'),
-    (dict(rollback_coupling='cosine'), "rollback_coupling='cosine' is unknown; take one of lr, constant"),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(rollback=1.5), r'rollback=1\.5 is not a number in \[0, 1\]'),
+        (dict(rollback=-0.1), r'rollback=-0\.1'),
+        (dict(rollback='much'), "rollback='much'"),
+        (dict(rollback=float('nan')), 'rollback=nan'),
+        (dict(rollback_coupling='cosine'), "rollback_coupling='cosine' is unknown; take one of lr, constant"),
+    ],
+)
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         AdamWOLOR(parameters(), **options)

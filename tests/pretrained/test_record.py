@@ -2,7 +2,6 @@ import copy
 
 import mmengine.runner.checkpoint as checkpoint
 import pytest
-import torch
 import torchvision
 from mmdet.registry import MODELS as DET
 from mmengine.hub import get_config
@@ -81,8 +80,12 @@ def test_shared_parameter_and_wrapper_and_copy():
 def test_half_precision_checkpoint_counts():
     model = torchvision.models.resnet18()
     record = LoadRecord(model)
-    model.load_state_dict({key: value.half() if value.is_floating_point() else value
-                           for key, value in torchvision.models.resnet18().state_dict().items()})
+    model.load_state_dict(
+        {
+            key: value.half() if value.is_floating_point() else value
+            for key, value in torchvision.models.resnet18().state_dict().items()
+        }
+    )
     assert len(record.unchanged(model.parameters())) == len(list(model.parameters()))
 
 
@@ -105,5 +108,8 @@ def test_mask_rcnn_with_other_classes_leaves_its_class_layers_new():
     record = LoadRecord(model)
     checkpoint.load_state_dict(model, coco.state_dict())
     new = {name for name, _ in model.named_parameters()} - names(model, record.unchanged(model.parameters()))
-    assert new == {f'roi_head.{layer}.{kind}' for kind in ('weight', 'bias')
-                   for layer in ('bbox_head.fc_cls', 'bbox_head.fc_reg', 'mask_head.conv_logits')}
+    assert new == {
+        f'roi_head.{layer}.{kind}'
+        for kind in ('weight', 'bias')
+        for layer in ('bbox_head.fc_cls', 'bbox_head.fc_reg', 'mask_head.conv_logits')
+    }

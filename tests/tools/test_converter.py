@@ -22,14 +22,14 @@ def images():
 @pytest.mark.parametrize('library, last', [('mmdet', 18), ('mmseg', 17), ('mmpretrain', 18)])
 def test_backbone_gives_the_same_features(torchvision_model, images, data, library, last):
     models = pytest.importorskip(f'{library}.models.backbones')
-    backbone = models.MobileNetV2(out_indices=(7 if last == 18 else 6, ))
+    backbone = models.MobileNetV2(out_indices=(7 if last == 18 else 6,))
     backbone.eval()
     state = load(data / f'weights/mobilenet_v2_{library}.pth')['state_dict']
     if library == 'mmpretrain':
         state = {name.removeprefix('backbone.'): value for name, value in state.items() if name.startswith('backbone.')}
     backbone.load_state_dict(state, strict=True)
     with torch.no_grad():
-        ours, theirs = backbone(images), torchvision_model.features[:last + 1](images)
+        ours, theirs = backbone(images), torchvision_model.features[: last + 1](images)
     ours = ours[0] if isinstance(ours, tuple) else ours
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() == 0
@@ -38,6 +38,7 @@ def test_backbone_gives_the_same_features(torchvision_model, images, data, libra
 def test_classifier_gives_the_same_scores(torchvision_model, images, data):
     from mmengine.hub import get_config
     from mmpretrain.registry import MODELS
+
     model = MODELS.build(get_config('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py').model)
     model.eval()
     model.load_state_dict(load(data / 'weights/mobilenet_v2_mmpretrain.pth')['state_dict'], strict=True)

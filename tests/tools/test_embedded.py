@@ -16,7 +16,11 @@ def test_boxes_masks_and_semantic_maps_agree(data, name, classes, split):
     assert len(coco.getCatIds()) == classes
     for image in coco.loadImgs(coco.getImgIds()):
         semantic = cv2.imread(str(data / name / f'{split}_semantic' / image['file_name'].rpartition('/')[2]), -1)
-        assert semantic.shape == cv2.imread(str(data / name / image['file_name'])).shape[:2] == (image['height'], image['width'])
+        assert (
+            semantic.shape
+            == cv2.imread(str(data / name / image['file_name'])).shape[:2]
+            == (image['height'], image['width'])
+        )
         covered = np.zeros(semantic.shape, int)
         for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
             mask = coco.annToMask(annotation).astype(bool)
@@ -40,7 +44,9 @@ def test_trees_lie_within_their_images(data):
 
 
 def test_no_digit_image_is_in_both_splits(data):
-    train, test = ({file.read_bytes() for file in (data / 'digits' / split).rglob('*.png')} for split in ('train', 'test'))
+    train, test = (
+        {file.read_bytes() for file in (data / 'digits' / split).rglob('*.png')} for split in ('train', 'test')
+    )
     assert len(train) == 500 and len(test) == 1000 and not train & test
 
 

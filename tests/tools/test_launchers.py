@@ -1,4 +1,5 @@
 """The tools as a user starts them: real configs, real processes, real files."""
+
 import json
 import os
 import signal
@@ -15,13 +16,21 @@ DETECTION = 'configs/detection/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-
 INSTANCES = 'configs/instance_segmentation/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
 SEMANTIC = 'configs/semantic_segmentation/mobilenet-v2-d8_fcn_olor_1xb8-80iter_nuclei-128px.py'
 DEMO = 'configs/demo/mask-rcnn_nuclei_olor.py'
-FEW = ('train_dataloader.dataset.indices=16', )
+FEW = ('train_dataloader.dataset.indices=16',)
 ONE_EPOCH = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
 TASKS = {
     CLASSIFICATION: ('accuracy/top1', ONE_EPOCH, 'mmpretrain'),
     DETECTION: ('coco/bbox_mAP', (*ONE_EPOCH, *FEW), 'mmdet'),
-    INSTANCES: ('coco/segm_mAP', (*ONE_EPOCH, *FEW, 'test_dataloader.dataset.indices=8', 'val_dataloader.dataset.indices=8'), 'mmdet'),
-    SEMANTIC: ('mIoU', ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4'), 'mmseg'),
+    INSTANCES: (
+        'coco/segm_mAP',
+        (*ONE_EPOCH, *FEW, 'test_dataloader.dataset.indices=8', 'val_dataloader.dataset.indices=8'),
+        'mmdet',
+    ),
+    SEMANTIC: (
+        'mIoU',
+        ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4'),
+        'mmseg',
+    ),
 }
 
 
@@ -47,9 +56,21 @@ def test_each_task_trains_evaluates_and_tests(data, tmp_path, config):
     convolutions = [value for name, value in source.items() if name.endswith('conv.weight')]
     assert all(any(a.shape == b.shape and torch.equal(a, b) for a in kept) for b in convolutions)
 
-    tested = run(sys.executable, 'tools/test.py', config, last_checkpoint(tmp_path), '--work-dir', tmp_path / 'test',
-                 '--out', tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'test' / 'shown',
-                 '--cfg-options', *(option for option in options if option.startswith('test_dataloader')), 'log_level=INFO')
+    tested = run(
+        sys.executable,
+        'tools/test.py',
+        config,
+        last_checkpoint(tmp_path),
+        '--work-dir',
+        tmp_path / 'test',
+        '--out',
+        tmp_path / 'predictions.pkl',
+        '--show-dir',
+        tmp_path / 'test' / 'shown',
+        '--cfg-options',
+        *(option for option in options if option.startswith('test_dataloader')),
+        'log_level=INFO',
+    )
     assert metric in tested.stdout
     [row] = [json.loads(file.read_text()) for file in (tmp_path / 'test').glob('*/*.json')]
     if (tmp_path / 'test').exists() and not any(option.startswith('test_dataloader') for option in options):
@@ -60,13 +81,34 @@ def test_each_task_trains_evaluates_and_tests(data, tmp_path, config):
 
 def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path):
     """The demo: random flips in a worker, random sampling of boxes in the model."""
-    options = ('train_cfg.max_epochs=4', 'train_cfg.val_interval=10', 'param_scheduler.1.end=4', 'param_scheduler.1.T_max=4',
-               'default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=-1', *FEW)
+    options = (
+        'train_cfg.max_epochs=4',
+        'train_cfg.val_interval=10',
+        'param_scheduler.1.end=4',
+        'param_scheduler.1.T_max=4',
+        'default_hooks.checkpoint.interval=1',
+        'default_hooks.checkpoint.max_keep_ckpts=-1',
+        *FEW,
+    )
     one_thread = dict(OMP_NUM_THREADS='1')
     train(DEMO, tmp_path / 'straight', *options, **one_thread)
-    command = [sys.executable, 'tools/train.py', DEMO, '--work-dir', str(tmp_path / 'killed'), '--cfg-options', *options]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **one_thread}, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        'tools/train.py',
+        DEMO,
+        '--work-dir',
+        str(tmp_path / 'killed'),
+        '--cfg-options',
+        *options,
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **one_thread},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     mark = tmp_path / 'killed/last_checkpoint'
     while process.poll() is None and not (mark.exists() and mark.read_text().endswith('epoch_2.pth')):
         time.sleep(0.02)
@@ -86,13 +128,26 @@ def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path):
 
 def test_two_processes_train_the_demo_and_end_with_identical_weights(data, tmp_path):
     config = tmp_path / 'demo_with_hook.py'
-    config.write_text(f'''
+    config.write_text(f"""
 _base_ = '{ROOT / DEMO}'
 custom_imports = dict(imports=['olor_mm', 'weights_of_every_rank'])
 custom_hooks = [dict(type='SaveWeightsOfEveryRank')]
-''')
-    done = run('bash', 'tools/dist_train.sh', config, 2, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epochs=1',
-               'train_cfg.val_interval=1', *FEW, PYTHONPATH=str(ROOT / 'tests/tools'), PORT='29611', OMP_NUM_THREADS='1')
+""")
+    done = run(
+        'bash',
+        'tools/dist_train.sh',
+        config,
+        2,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=1',
+        *FEW,
+        PYTHONPATH=str(ROOT / 'tests/tools'),
+        PORT='29611',
+        OMP_NUM_THREADS='1',
+    )
     assert 'Distributed training: True' in done.stdout and 'GPU number: 2' in done.stdout
     first, second = (load(tmp_path / f'rank_{rank}.pth') for rank in (0, 1))
     assert first['weights'].keys() == second['weights'].keys()
@@ -106,11 +161,21 @@ custom_hooks = [dict(type='SaveWeightsOfEveryRank')]
         assert torch.equal(anchor, source[name.removeprefix('backbone.')])
 
 
-@pytest.mark.parametrize('options, message', [
-    (('optim_wrapper.paramwise_cfg.rollback.max_level=1.5', ), 'paramwise_cfg.rollback.max_level=1.5 is outside [0, 1]'),
-    (('optim_wrapper.paramwise_cfg.rollback.max_lvl=0.1', ), "unknown key 'max_lvl' (=0.1); did you mean 'max_level'?"),
-    (('model.backbone.init_cfg=None', ), "paramwise_cfg.rollback.pretrained='auto': no checkpoint was loaded"),
-], ids=lambda value: value[0] if isinstance(value, tuple) else '')
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (
+            ('optim_wrapper.paramwise_cfg.rollback.max_level=1.5',),
+            'paramwise_cfg.rollback.max_level=1.5 is outside [0, 1]',
+        ),
+        (
+            ('optim_wrapper.paramwise_cfg.rollback.max_lvl=0.1',),
+            "unknown key 'max_lvl' (=0.1); did you mean 'max_level'?",
+        ),
+        (('model.backbone.init_cfg=None',), "paramwise_cfg.rollback.pretrained='auto': no checkpoint was loaded"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else '',
+)
 def test_wrong_settings_stop_the_tool_before_training(data, tmp_path, options, message):
     done = train(CLASSIFICATION, tmp_path, *options, check=False)
     assert done.returncode != 0

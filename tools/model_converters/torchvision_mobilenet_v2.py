@@ -7,6 +7,7 @@ The layers are the same everywhere; names and nesting differ. A block of torchvi
 block has no expand). mmdet calls them ``layerS.B.{expand,depthwise,linear}_conv.{conv,bn}``, mmseg and mmpretrain
 ``layerS.B.conv.{0,1,2}.{conv,bn}``. mmseg's has no last 1x1 convolution.
 """
+
 import argparse
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def layer_names(library: str) -> dict[str, str]:
     block = 1
     for stage, blocks in enumerate(BLOCKS_PER_STAGE, 1):
         for i in range(blocks):
-            convs = ['expand', 'depthwise', 'linear'][block == 1:]
+            convs = ['expand', 'depthwise', 'linear'][block == 1 :]
             for k, conv in enumerate(convs):
                 inner = f'{conv}_conv' if library == 'mmdet' else f'conv.{k}'
                 pair = (f'{k}.0', f'{k}.1') if conv != 'linear' else (f'{k}', f'{k + 1}')
