@@ -16,7 +16,6 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
 
-# tar's and date's localised output is nobody's business here, but a missing interpreter is
 python=""
 for candidate in ${PYTHON:-python3.11 python3.12 python3.10 python3}; do
     if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; then
@@ -54,7 +53,7 @@ fi
 say "mmengine, mmdet, mmseg, mmpretrain and what the tests use"
 pip install --no-build-isolation -r requirements/torch.txt -r requirements/onedl.txt -r requirements/tests.txt
 pip install --no-build-isolation --no-deps --editable .
-"$venv/bin/python" -c 'import mmcv.ops, mmdet, mmpretrain, mmseg, olor_mm' >"$venv/import.log" 2>&1 ||
+XDG_CACHE_HOME=$PWD/.cache "$venv/bin/python" -c 'import mmcv.ops, mmdet, mmpretrain, mmseg, olor_mm' >"$venv/import.log" 2>&1 ||
     fail "the installed packages cannot be imported: $(tail -n 1 "$venv/import.log")"
 echo "$wanted" >"$stamp"
 say "ready"
