@@ -193,9 +193,9 @@ class PretrainedSelection:
             raise ValueError(
                 f"{WHERE}.pretrained='auto': no checkpoint was loaded into any parameter with a level above 0, so "
                 "there are no pre-trained weights to return to. Set load_from=..., or init_cfg=dict(type='Pretrained', "
-                'checkpoint=...) of the backbone. If the weights are loaded where this cannot be seen, such as by a '
-                "TIMM wrapper in its constructor, set pretrained=['backbone'] or 'all'. For a run without rollback set "
-                'max_level=0.'
+                'checkpoint=...) of the backbone. If the weights are loaded where this cannot be seen, by a TIMM '
+                "wrapper in its constructor or by FlexibleRunner, set pretrained=['backbone'] or 'all'. For a run "
+                'without rollback set max_level=0.'
             )
 
     def __call__(self, params: list[nn.Parameter]) -> list[nn.Parameter]:

@@ -40,6 +40,7 @@ class SGDOLOR(Rollback, torch.optim.SGD):
 
 
 UNSUPPORTED = {
+    'ZeroRedundancyOptimizer': 'it shards another optimizer over processes rather than being one',
     'LBFGS': 'it evaluates the loss many times within a step and keeps curvature of steps that a rollback would undo',
     'SparseAdam': 'its gradients name only some rows of a parameter, while a rollback moves all of them',
 }

@@ -220,6 +220,10 @@ def test_wrong_settings_name_key_value_and_remedy(rollback, message):
             r'optimizer\.rollback=0\.1: with this constructor, levels are set',
         ),
         (dict(optimizer=dict(type='LBFGS', lr=1.0)), r"optimizer\.type='LBFGS': LBFGS cannot be used with rollback"),
+        (
+            dict(optimizer=dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', lr=1.0)),
+            'ZeroRedundancyOptimizer cannot be used',
+        ),
         (dict(optimizer=dict(type='Linear')), r"optimizer\.type='Linear'"),
         (dict(optimizer=dict(lr=1.0)), r'optimizer\.type=None'),
         (dict(optimizer=dict(type='AdamWOLOR', lr=0.1, momentum=0.9)), r'momentum.*add _delete_=True'),
