@@ -87,6 +87,8 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         try:
             optim_wrapper = super().__call__(model)
         except TypeError as error:
+            if 'unexpected keyword' not in str(error):
+                raise
             raise TypeError(
                 f'optimizer={self.optimizer_cfg}: {error}. If the config inherits settings of another '
                 'optimizer, add _delete_=True to optim_wrapper'

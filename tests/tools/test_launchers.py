@@ -56,53 +56,52 @@ def test_each_task_trains_evaluates_and_tests(data, tmp_path, config):
     convolutions = [value for name, value in source.items() if name.endswith('conv.weight')]
     assert all(any(a.shape == b.shape and torch.equal(a, b) for a in kept) for b in convolutions)
 
-    tested = run(
-        sys.executable,
-        'tools/test.py',
-        config,
-        last_checkpoint(tmp_path),
-        '--work-dir',
-        tmp_path / 'test',
-        '--out',
-        tmp_path / 'predictions.pkl',
-        '--show-dir',
-        tmp_path / 'test' / 'shown',
-        '--cfg-options',
-        *(option for option in options if option.startswith('test_dataloader')),
-        'log_level=INFO',
-    )
-    assert metric in tested.stdout
-    [row] = [json.loads(file.read_text()) for file in (tmp_path / 'test').glob('*/*.json')]
-    if (tmp_path / 'test').exists() and not any(option.startswith('test_dataloader') for option in options):
-        assert row[metric] == pytest.approx(trained[-1], abs=1e-6)
+    command = [sys.executable, 'tools/test.py', config, last_checkpoint(tmp_path), '--work-dir', tmp_path / 'test']
+    written = ['--out', tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'test/shown']
+    few = [option for option in options if option.startswith('test_dataloader')]
+    run(*command, *written, '--cfg-options', *few, 'log_level=INFO')
+    [tested] = [json.loads(file.read_text()) for file in (tmp_path / 'test').glob('*/*.json')]
+    assert tested[metric] == pytest.approx(trained[-1], abs=1e-6)
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
     assert list((tmp_path / 'test').rglob('*.png')) or list((tmp_path / 'test').rglob('*.jpg'))
 
 
-def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path):
-    """The demo: random flips in a worker, random sampling of boxes in the model."""
-    options = (
-        'train_cfg.max_epochs=4',
-        'train_cfg.val_interval=10',
-        'param_scheduler.1.end=4',
-        'param_scheduler.1.T_max=4',
-        'default_hooks.checkpoint.interval=1',
-        'default_hooks.checkpoint.max_keep_ckpts=-1',
-        *FEW,
-    )
+KILLED = {
+    # random flips in a worker, random sampling of boxes in the model, checkpoints by epoch
+    DEMO: (
+        (
+            'train_cfg.max_epochs=4',
+            'train_cfg.val_interval=10',
+            'param_scheduler.1.end=4',
+            'param_scheduler.1.T_max=4',
+            'default_hooks.checkpoint.interval=1',
+            'default_hooks.checkpoint.max_keep_ckpts=-1',
+            *FEW,
+        ),
+        'epoch_2.pth',
+        'epoch_4.pth',
+    ),
+    # random crops, dropout, checkpoints by iteration
+    SEMANTIC: (
+        (
+            'train_cfg.max_iters=8',
+            'train_cfg.val_interval=3',
+            'default_hooks.checkpoint.interval=3',
+            'default_hooks.checkpoint.max_keep_ckpts=-1',
+        ),
+        'iter_3.pth',
+        'iter_8.pth',
+    ),
+}
+
+
+@pytest.mark.parametrize('config', KILLED, ids=['by epoch', 'by iteration'])
+def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path, config):
+    options, at, last = KILLED[config]
     one_thread = dict(OMP_NUM_THREADS='1')
-    train(DEMO, tmp_path / 'straight', *options, **one_thread)
-    command = [
-        sys.executable,
-        'tools/train.py',
-        DEMO,
-        '--work-dir',
-        str(tmp_path / 'killed'),
-        '--cfg-options',
-        *options,
-    ]
+    train(config, tmp_path / 'straight', *options, **one_thread)
     process = subprocess.Popen(
-        command,
+        [sys.executable, 'tools/train.py', config, '--work-dir', str(tmp_path / 'killed'), '--cfg-options', *options],
         cwd=ROOT,
         env={**os.environ, **one_thread},
         start_new_session=True,
@@ -110,20 +109,20 @@ def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     mark = tmp_path / 'killed/last_checkpoint'
-    while process.poll() is None and not (mark.exists() and mark.read_text().endswith('epoch_2.pth')):
+    while process.poll() is None and not (mark.exists() and mark.read_text().endswith(at)):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / 'killed/epoch_4.pth').exists()
-    done = train(DEMO, tmp_path / 'killed', '--resume', *options, **one_thread)
+    assert not (tmp_path / 'killed' / last).exists()
+    done = train(config, tmp_path / 'killed', '--resume', *options, **one_thread)
     assert 'resumed epoch: ' in done.stdout
-    straight, resumed = (load(tmp_path / name / 'epoch_4.pth') for name in ('straight', 'killed'))
+    straight, resumed = (load(tmp_path / name / last) for name in ('straight', 'killed'))
     for name, value in straight['state_dict'].items():
         assert torch.equal(value, resumed['state_dict'][name]), name
     states = straight['optimizer']['state'], resumed['optimizer']['state']
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][i][key]) for i, entry in states[0].items() for key, value in entry.items())
-    assert sum('anchor' in entry for entry in states[0].values()) == 156
+    assert sum('anchor' in entry for entry in states[0].values()) == (156 if config == DEMO else 153)
 
 
 def test_two_processes_train_the_demo_and_end_with_identical_weights(data, tmp_path):
