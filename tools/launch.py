@@ -47,6 +47,7 @@ def load_config(args: argparse.Namespace) -> Config:
                 for key, value in dict(collate_fn=dict(type='default_collate'), pin_memory=True).items():
                     cfg[name].setdefault(key, value)
     cfg.merge_from_dict(args.cfg_options)
+    check_constructor(cfg.get('optim_wrapper') or {})
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -54,7 +55,24 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_constructor(wrapper: dict) -> None:
+    """Refuse a config that asks for rollback and would run without, or with new layers rolled back too.
+
+    Raises:
+        SystemExit: If ``constructor`` is missing.
+    """
+    asked = 'rollback' in (wrapper.get('paramwise_cfg') or {}) or 'rollback' in wrapper
+    asked = asked or str((wrapper.get('optimizer') or {}).get('type')).endswith('OLOR')
+    if asked and 'OLOROptimWrapperConstructor' not in str(wrapper.get('constructor')):
+        raise SystemExit(
+            f'optim_wrapper.constructor={wrapper.get("constructor")!r}: layer-wise rollback needs '
+            "constructor='OLOROptimWrapperConstructor'; MMEngine's default one ignores paramwise_cfg.rollback"
+        )
+
+
 def build_runner(cfg: Config) -> Runner:
     """A Runner, or what ``runner_type`` names."""
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise SystemExit('--launcher pytorch is for processes started by torchrun: use tools/dist_train.sh CONFIG GPUS')
     use_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

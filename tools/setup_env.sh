@@ -17,7 +17,8 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
 fi
 
 python=""
-for candidate in ${PYTHON:-python3.11 python3.12 python3.10 python3}; do
+if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); else candidates=(python3.11 python3.12 python3.10 python3); fi
+for candidate in "${candidates[@]}"; do
     if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; then
         python=$candidate
         break
@@ -27,26 +28,28 @@ done
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv module. Debian: apt-get install python3-venv"
 
 if [ ! -d "$venv/lib" ]; then
-    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }') || fail "df does not tell the free disk space of $PWD"
     [ "$free" -ge "$NEEDED_GIB" ] || fail "$free GiB of disk space left in $PWD; torch, its libraries and the OpenMMLab stack need $NEEDED_GIB GiB"
 fi
 
 say "virtual environment in $venv with $("$python" --version); it takes 3 to 10 minutes, most of it for torch"
 "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@" || fail "pip $* failed; its own message is above. Is a package index reachable?"; }
+mmcv=$(grep '^onedl-mmcv' requirements/onedl.txt)
+if ! "$venv/bin/python" -m pip --quiet download --no-deps --only-binary=:all: --dest "$venv/mmcv" "$mmcv" >/dev/null 2>&1; then
+    compiler=${CXX:-c++}
+    command -v "${compiler%% *}" >/dev/null 2>&1 || fail "no C++ compiler ($compiler), and $mmcv must be compiled. Debian: apt-get install build-essential"
+    "$venv/bin/python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
+        fail "the header Python.h of $python is missing, and $mmcv must be compiled. Debian: apt-get install python3-dev"
+fi
 pip install -r requirements/build.txt
 say "torch and torchvision"
 pip install -r requirements/torch.txt
-
-mmcv=$(grep '^onedl-mmcv' requirements/onedl.txt)
-if "$venv/bin/python" -m pip --quiet download --no-deps --only-binary=:all: --dest "$venv/mmcv" "$mmcv" >/dev/null 2>&1; then
+if [ -d "$venv/mmcv" ]; then
     say "$mmcv: there is a wheel"
     pip install --no-deps "$venv"/mmcv/*.whl
     rm -r "$venv/mmcv"
 else
-    command -v "${CXX:-c++}" >/dev/null 2>&1 || fail "no C++ compiler (${CXX:-c++}), and $mmcv must be compiled. Debian: apt-get install build-essential"
-    "$venv/bin/python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
-        fail "the header Python.h of $python is missing, and $mmcv must be compiled. Debian: apt-get install python3-dev"
     say "$mmcv: compiling its C++ operators, about 20 minutes on two cores"
     MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps "$mmcv"
 fi

@@ -1,5 +1,7 @@
 """Train any config of mmdet, mmseg or mmpretrain: python tools/train.py CONFIG [options]"""
 
+from mmengine.device import get_device
+
 from launch import base_parser, build_runner, load_config
 
 
@@ -18,10 +20,12 @@ def main() -> None:
     cfg = load_config(args)
 
     if args.amp:
+        if get_device() == 'cpu':
+            raise SystemExit('--amp needs an accelerator: AmpOptimWrapper of MMEngine does not run on the CPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(
                 '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
                 'size that optimizer.lr was chosen for'

@@ -1,17 +1,19 @@
 """From a config to an optimizer with layer-wise rollback."""
 
-import logging
+import inspect
+from collections.abc import Iterable
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
-from ..layers import layer_index, names_under
+from ..layers import layer_index
 from ..optim import layer_penalty, with_rollback
-from ..optim.rollback import check_rollback
+from ..optim.penalty import check_rollback
 from ..pretrained import LoadRecord
-from .settings import WHERE, RollbackSettings, check_keys
+from .selection import PretrainedSelection
+from .settings import WHERE, RollbackSettings, as_dict, check_keys
 
 STOCK_KEYS = (
     'custom_keys',
@@ -52,15 +54,25 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
-        paramwise_cfg = dict(paramwise_cfg or {})
+        paramwise_cfg = dict(as_dict(paramwise_cfg or {}, 'paramwise_cfg'))
         self.settings = RollbackSettings.from_cfg(paramwise_cfg.get('rollback'))
         check_keys(paramwise_cfg, ('rollback', *STOCK_KEYS), 'paramwise_cfg')
+        if 'rollback' in optim_wrapper_cfg:
+            raise ValueError(
+                f'optim_wrapper.rollback={optim_wrapper_cfg["rollback"]!r} stands in the wrong place: it belongs into '
+                'optim_wrapper.paramwise_cfg'
+            )
+        optimizer = as_dict(optim_wrapper_cfg.get('optimizer'), 'optimizer')
+        custom_keys = as_dict(paramwise_cfg.get('custom_keys', {}), 'paramwise_cfg.custom_keys')
         # the default constructor makes groups only where there are options, and layers always need groups
         paramwise_cfg['rollback'] = self.settings
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
-        for key, options in paramwise_cfg.get('custom_keys', {}).items():
-            check_rollback(options.get('rollback', 0.0), self.settings.coupling, f'paramwise_cfg.custom_keys[{key!r}]')
-        self.optimizer_cfg = self._rollback_optimizer(self.optimizer_cfg)
+        self.optimizer_cfg = self._rollback_optimizer(optimizer)
+        for key, options in custom_keys.items():
+            where = f'paramwise_cfg.custom_keys[{key!r}]'
+            known = inspect.signature(self.optimizer_cfg['type'].__bases__[-1]).parameters
+            check_keys(as_dict(options, where), ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:]), where)
+            check_rollback(dict(rollback=options.get('rollback', 0.0), rollback_coupling='constant'), where)
 
     def _rollback_optimizer(self, cfg: dict) -> dict:
         for key in ('rollback', 'rollback_coupling'):
@@ -70,12 +82,12 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     f'by {WHERE}, e.g. dict(max_level=1e-2, coupling={self.settings.coupling!r})'
                 )
         base = cfg.get('type')
-        if isinstance(base, str):
-            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
-                base = registry.get(base)
         try:
+            if isinstance(base, str):
+                with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+                    base = registry.get(base)
             cls = with_rollback(base)
-        except (TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f'optimizer.type={cfg.get("type")!r}: {error}') from error
         if cls is not base:
             print_log(f'OLOR: optimizer {base.__name__} is replaced by {cls.__name__}', logger='current')
@@ -94,7 +106,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'optimizer, add _delete_=True to optim_wrapper'
             ) from error
         optimizer = optim_wrapper.optimizer
-        selection = PretrainedSelection(model, record, self.settings.pretrained)
+        selection = PretrainedSelection(model, record, self.settings)
         optimizer.select_pretrained = selection
         _check_at_start(optim_wrapper, selection)
         return optim_wrapper
@@ -103,7 +115,17 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Add the groups of a module, with their lambda; equal ones are merged. See the base class."""
         super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
+            self._check_custom_levels(name for name, _ in module.named_parameters())
             params[:] = _merge(_unique(params), self._levels(module))
+
+    def _check_custom_levels(self, names: Iterable[str]) -> None:
+        names = list(names)
+        for key, options in self.paramwise_cfg.get('custom_keys', {}).items():
+            if 'rollback' in options and not any(key in name for name in names):
+                raise ValueError(
+                    f'paramwise_cfg.custom_keys[{key!r}] sets rollback={options["rollback"]!r}, and {key!r} is part of '
+                    f'no parameter name; names are like {names[0]!r} and {names[-1]!r}'
+                )
 
     def _levels(self, model: nn.Module) -> dict[nn.Parameter, float]:
         s = self.settings
@@ -135,7 +157,7 @@ def _merge(groups: list[dict], levels: dict[nn.Parameter, float]) -> list[dict]:
     return list(merged.values())
 
 
-def _check_at_start(optim_wrapper: OptimWrapper, selection: 'PretrainedSelection') -> None:
+def _check_at_start(optim_wrapper: OptimWrapper, selection: PretrainedSelection) -> None:
     """Have the wrapper refuse to start where rollback would go wrong without a word.
 
     Runners tell the wrapper its iteration when weights, and on resume its state, have been loaded: no hook of a config
@@ -146,98 +168,19 @@ def _check_at_start(optim_wrapper: OptimWrapper, selection: 'PretrainedSelection
 
     def checked(model: nn.Module, init_counts: int, max_counts: int) -> None:
         initialize(model, init_counts, max_counts)
-        for group in optimizer.param_groups:  # auto_scale_lr has changed it since, and is not a schedule
-            group.setdefault('initial_lr', group['lr'])
-        undecided = set(optimizer.undecided)
-        rolled_back = [p for g in optimizer.param_groups if g['rollback'] > 0 for p in g['params'] if p in undecided]
-        if not rolled_back:
+        groups = [group for group in optimizer.param_groups if not group['rollback_decided']]
+        if not groups:
+            count = sum('anchor' in state for state in optimizer.state.values())
+            print_log(f'OLOR: goes on with the {count} anchors of the resumed run', logger='current')
             return
-        if init_counts:
+        for group in groups:  # auto_scale_lr may have changed it since
+            group['rollback_initial_lr'] = float(group.get('initial_lr', group['lr']))
+        if init_counts and optimizer.undecided():
             raise ValueError(
                 f'training was resumed at iteration {init_counts} from a checkpoint without the state of '
                 'the optimizer, so the pre-trained values are not known any more. Resume from a checkpoint '
                 'saved with it (CheckpointHook save_optimizer=True), or start anew with load_from.'
             )
-        selection.require_some(rolled_back)
+        selection.require_some(optimizer.undecided())
 
     optim_wrapper.initialize_count_status = checked
-
-
-class PretrainedSelection:
-    """Decides, when anchors are captured, which parameters were pre-trained, and logs it.
-
-    Args:
-        model (nn.Module): The model without wrappers.
-        record (LoadRecord): What was loaded into it since it was built.
-        pretrained (str or list[str]): As in :class:`RollbackSettings`.
-
-    Raises:
-        ValueError: If a prefix matches no parameter.
-    """
-
-    def __init__(self, model: nn.Module, record: LoadRecord, pretrained: str | list[str]):
-        self.pretrained = pretrained
-        self.record = record
-        self.names = {p: name for name, p in model.named_parameters()}
-        self.claimed = set(self.names)
-        if not isinstance(pretrained, str):
-            names = self.names.values()
-            under = {name for prefix in pretrained for name in names_under(prefix, names, f'{WHERE}.pretrained')}
-            self.claimed = {p for p, name in self.names.items() if name in under}
-
-    def require_some(self, params: list[nn.Parameter]) -> None:
-        """Refuse 'auto' where nothing was loaded.
-
-        Raises:
-            ValueError: The message says what to set.
-        """
-        if self.pretrained == 'auto' and not self.record.loaded(params):
-            raise ValueError(
-                f"{WHERE}.pretrained='auto': no checkpoint was loaded into any parameter with a level above 0, so "
-                "there are no pre-trained weights to return to. Set load_from=..., or init_cfg=dict(type='Pretrained', "
-                'checkpoint=...) of the backbone. If the weights are loaded where this cannot be seen, by a TIMM '
-                "wrapper in its constructor or by FlexibleRunner, set pretrained=['backbone'] or 'all'. For a run "
-                'without rollback set max_level=0.'
-            )
-
-    def __call__(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
-        loaded = self.record.loaded(params)
-        if self.pretrained == 'auto':
-            selected = self.record.unchanged(loaded)
-            self._warn(
-                'were initialised again after a checkpoint had been loaded into them and count as new',
-                set(loaded) - set(selected),
-            )
-            self.require_some(selected)
-        else:
-            selected = [p for p in params if p in self.claimed]
-            if len(self.record):
-                self._warn(
-                    f'count as pre-trained because of pretrained={self.pretrained!r}, though no checkpoint was '
-                    'loaded into them',
-                    set(selected) - set(loaded),
-                )
-        self.record.close()
-        self._report(params, selected)
-        return selected
-
-    def _warn(self, what: str, params: set) -> None:
-        if params:
-            names = [name for p, name in self.names.items() if p in params]
-            shown = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
-            print_log(f'OLOR: {len(names)} parameters {what}: {shown}', logger='current', level=logging.WARNING)
-
-    def _report(self, params: list[nn.Parameter], selected: list[nn.Parameter]) -> None:
-        chosen, parts = set(selected), {}
-        for p in params:
-            counts = parts.setdefault(self.names[p].partition('.')[0], [0, 0])
-            counts[0] += p in chosen
-            counts[1] += 1
-        size = sum(p.numel() * p.element_size() for p in selected) / 2**20
-        print_log(
-            f'OLOR: {len(selected)} of {len(params)} parameter tensors with a level above 0 are pre-trained and rolled '
-            'back ('
-            + ', '.join(f'{name} {some} of {total}' for name, (some, total) in parts.items())
-            + f'); their anchors take {size:.1f} MiB',
-            logger='current',
-        )

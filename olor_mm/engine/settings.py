@@ -5,8 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 
 from ..layers import METHODS
-from ..optim.penalty import check_levels
-from ..optim.rollback import COUPLINGS
+from ..optim.penalty import COUPLINGS, check_levels
 
 WHERE = 'paramwise_cfg.rollback'
 
@@ -39,9 +38,7 @@ class RollbackSettings:
     @classmethod
     def from_cfg(cls, cfg: Mapping | None) -> 'RollbackSettings':
         """Read the section as it stands in a config; None or {} gives the defaults."""
-        cfg = {} if cfg is None else cfg
-        if not isinstance(cfg, Mapping):
-            raise ValueError(f'{WHERE}={cfg!r} is not a dict; give e.g. dict(max_level=1e-2)')
+        cfg = as_dict({} if cfg is None else cfg, WHERE)
         check_keys(cfg, [field.name for field in fields(cls)], WHERE)
         return cls(**cfg)
 
@@ -52,18 +49,20 @@ class RollbackSettings:
             and self.pretrained
             and all(isinstance(prefix, str) for prefix in self.pretrained)
         )
-        if self.pretrained not in ('auto', 'all') and not by_prefix:
+        by_word = isinstance(self.pretrained, str) and self.pretrained in ('auto', 'all')
+        if not by_word and not by_prefix:
             raise ValueError(
                 f"{WHERE}.pretrained={self.pretrained!r} is unknown; take 'auto' (what was loaded), 'all', or "
                 "a list of prefixes of parameter names, e.g. ['backbone']"
             )
-        if self.layer_index not in METHODS and not isinstance(self.layer_index, Mapping):
+        by_layer = isinstance(self.layer_index, Mapping) and all(isinstance(key, str) for key in self.layer_index)
+        if not by_layer and not (isinstance(self.layer_index, str) and self.layer_index in METHODS):
             raise ValueError(
                 f'{WHERE}.layer_index={self.layer_index!r} is unknown; take one of '
                 f'{", ".join(map(repr, METHODS))}, or a dict from prefixes to layer numbers, e.g. '
                 "{'backbone.conv1': 0}"
             )
-        if self.coupling not in COUPLINGS:
+        if not isinstance(self.coupling, str) or self.coupling not in COUPLINGS:
             raise ValueError(
                 f'{WHERE}.coupling={self.coupling!r} is unknown; take one of {", ".join(map(repr, COUPLINGS))}'
             )
@@ -80,3 +79,14 @@ def check_keys(cfg: Mapping, known: Collection[str], where: str) -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f'did you mean {near[0]!r}? ' if near else ''
             raise ValueError(f'{where}: unknown key {key!r} (={cfg[key]!r}); {hint}Known keys: {", ".join(known)}')
+
+
+def as_dict(value: Mapping, where: str) -> Mapping:
+    """The value itself, if it is a dict.
+
+    Raises:
+        ValueError: The message names ``where`` it stands and the value.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f'{where}={value!r} is not a dict')
+    return value

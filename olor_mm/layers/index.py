@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
 
 from torch import nn
 
@@ -39,7 +40,7 @@ def layer_index(
     index: dict[str, tuple[int, int]] = {}
     for prefix, backbone in backbones.items():
         index.update(_index_backbone(backbone, prefix, method, whole_model=not prefix))
-    deepest = max((n for _, n in index.values()), default=0)
+    deepest = max((n for _, n in index.values()), default=0) or 1
     index = {name: index.get(name, (deepest, deepest)) for name, _ in model.named_parameters()}
     return _override(index, overrides or {})
 
@@ -73,7 +74,11 @@ def _own_depths(backbone: nn.Module, prefix: str, names: list[str]) -> dict[str,
     except (NotImplementedError, ValueError, KeyError, IndexError):  # of an architecture its author did not think of
         return None
     # its `num_layers` counts layers, head included: the head's own i is one less
-    return {name: (i, num_layers - 1) for name, (i, num_layers) in depths.items()}
+    depths = {name: (i, num_layers - 1) for name, (i, num_layers) in depths.items()}
+    beyond = [name for name, (i, n) in depths.items() if i == n]
+    if len(beyond) > len(names) / 2:  # it does not know the names of its own parameters
+        return None
+    return {name: (0 if name in beyond and '.' not in name else i, n) for name, (i, n) in depths.items()}  # tokens
 
 
 def _block_depths(backbone: nn.Module, trailing_is_head: bool) -> dict[str, tuple[int, int]]:
@@ -148,10 +153,10 @@ def _override(index: dict[str, tuple[int, int]], overrides: Mapping[str, int]) -
         layer = overrides[prefix]
         for name in names_under(prefix, index, 'layer_index'):
             n = index[name][1]
-            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= n:
+            if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= n:
                 raise ValueError(
                     f'layer_index[{prefix!r}]={layer!r} is not an integer from 0 (nearest the input) to '
                     f'n={n} (after the backbone)'
                 )
-            index[name] = (layer, n)
+            index[name] = (int(layer), n)
     return index

@@ -72,3 +72,11 @@ def with_rollback(base: type) -> type:
             raise ValueError(f'{base.__name__} cannot be used with rollback: {UNSUPPORTED[cls.__name__]}')
     doc = f"``{base.__module__}.{base.__name__}`` with OLOR's rollback, see :class:`Rollback`."
     return type(f'{base.__name__}OLOR', (Rollback, base), dict(__doc__=doc, __module__=__name__))
+
+
+def __getattr__(name: str) -> type:
+    """``NAdamOLOR`` and the like by name, which also lets their instances be pickled."""
+    base = getattr(torch.optim, name.removesuffix('OLOR'), None)
+    if name.endswith('OLOR') and base is not None:
+        return with_rollback(base)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

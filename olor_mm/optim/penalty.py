@@ -1,7 +1,9 @@
-"""The layer-wise penalty of OLOR: how strongly a layer is pulled back."""
+"""The layer-wise penalty of OLOR: how strongly a layer is pulled back, and what it may be set to."""
 
 import math
 from numbers import Real
+
+COUPLINGS = ('lr', 'constant')
 
 
 def check_levels(max_level: float, min_level: float, power: float, where: str = '') -> None:
@@ -17,7 +19,7 @@ def check_levels(max_level: float, min_level: float, power: float, where: str = 
         ValueError: The message names the key, its value and the range.
     """
     for name, value in (('max_level', max_level), ('min_level', min_level), ('power', power)):
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < math.inf:
             raise ValueError(
                 f'{where}{name}={value!r} is not a finite number; give one, e.g. {name}='
                 f'{dict(max_level=1e-2, min_level=0.0, power=1.0)[name]}'
@@ -63,4 +65,24 @@ def layer_penalty(layer: int, num_layers: int, max_level: float, min_level: floa
     if not 0 <= layer <= num_layers:
         raise ValueError(f'layer={layer} is outside [0, num_layers={num_layers}]')
     shallowness = 1 - layer / num_layers if num_layers else 1.0
-    return min_level + shallowness**power * (max_level - min_level)
+    return float(min_level + shallowness**power * (max_level - min_level))
+
+
+def check_rollback(options: dict, where: str) -> None:
+    """Refuse a lambda outside [0, 1] and an unknown coupling.
+
+    Args:
+        options (dict): ``rollback`` and ``rollback_coupling`` of a parameter group.
+        where (str): Put before the message.
+
+    Raises:
+        ValueError: The message names ``where`` it stands, the key, the value and what would be right.
+    """
+    rollback, coupling = options['rollback'], options['rollback_coupling']
+    if isinstance(rollback, bool) or not isinstance(rollback, Real) or not 0 <= rollback <= 1:
+        raise ValueError(
+            f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '
+            'to the pre-trained weights that one step takes, usually below 0.1'
+        )
+    if not isinstance(coupling, str) or coupling not in COUPLINGS:
+        raise ValueError(f'{where}: rollback_coupling={coupling!r} is unknown; take one of {", ".join(COUPLINGS)}')

@@ -11,11 +11,10 @@ theta_0, the anchor, is the value a parameter has when the first step begins.
 """
 
 import warnings
-from numbers import Real
 
 import torch
 
-COUPLINGS = ('lr', 'constant')
+from .penalty import check_rollback
 
 
 class Rollback:
@@ -35,7 +34,6 @@ class Rollback:
     Attributes:
         select_pretrained (Callable or None): Given the list of parameters that would get an anchor at the coming
             step, returns those of them that were pre-trained. None takes all of them.
-        undecided (list[Parameter]): Parameters for which the coming step decides whether they get an anchor.
 
     Raises:
         ValueError: If ``rollback`` or ``rollback_coupling`` of any group is out of range.
@@ -48,7 +46,6 @@ class Rollback:
 
     def __init__(self, params, *args, rollback: float = 0.0, rollback_coupling: str = 'lr', **kwargs):
         self._rollback_defaults = dict(rollback=rollback, rollback_coupling=rollback_coupling)
-        self.undecided = []
         self._bare = []  # parameters whose state is an anchor and nothing of the base optimizer yet
         self.select_pretrained = None
         super().__init__(params, *args, **kwargs)
@@ -58,10 +55,16 @@ class Rollback:
             self.defaults.setdefault(key, value)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        check_rollback(group['rollback'], group['rollback_coupling'], f'parameter group {len(self.param_groups) - 1}')
-        # not `initial_lr`: schedulers only fill that in where it is missing, and MMEngine scales lr before them
-        group.setdefault('rollback_initial_lr', group['lr'])
-        self.undecided.extend(group['params'])
+        check_rollback(group, f'parameter group {len(self.param_groups) - 1}')
+        group['rollback'] = float(group['rollback'])
+        # not `initial_lr`: cyclic schedules set it to their lowest rate, and hand-written warm-ups to none
+        group.setdefault('rollback_initial_lr', float(group['lr']))
+        group.setdefault('rollback_decided', False)
+
+    def undecided(self) -> list[torch.nn.Parameter]:
+        """Parameters with ``rollback > 0`` for which the coming step decides whether they get an anchor."""
+        groups = [group for group in self.param_groups if group['rollback'] > 0 and not group['rollback_decided']]
+        return [p for group in groups for p in group['params'] if 'anchor' not in self.state.get(p, ())]
 
     def step(self, closure=None):
         self._capture()
@@ -83,30 +86,36 @@ class Rollback:
         """w of a parameter group at its present learning rate, in [0, 1]."""
         if group['rollback_coupling'] == 'constant' or group['rollback'] == 0:
             return group['rollback']
-        initial_lr = float(group.get('initial_lr', group['rollback_initial_lr']))
-        ratio = float(group['lr']) / initial_lr if initial_lr else 0.0
-        return min(max(group['rollback'] * ratio, 0.0), 1.0)
+        lr = float(group['lr'])
+        initial_lr = group.get('max_lr', group['rollback_initial_lr'])  # one-cycle schedules set their own top rate
+        if lr and not initial_lr:
+            raise ValueError(
+                f"rollback_coupling='lr' relates lr={lr} to the rate the group was added with, and that is 0: add it "
+                'with the rate that its level is meant for, and let a schedule warm it up'
+            )
+        return min(max(group['rollback'] * lr / initial_lr, 0.0), 1.0) if lr else 0.0
 
     @torch.no_grad()
     def _capture(self) -> None:
-        if not self.undecided:
+        if all(group['rollback_decided'] for group in self.param_groups):
             return
         if not any(group['rollback'] > 0 for group in self.param_groups):
+            name = type(self).__name__
             warnings.warn(
-                f'{type(self).__name__}: rollback is 0 in every parameter group, so this is the plain '
-                f'{type(self).__name__.removesuffix("OLOR")}. Give rollback above 0; in an OpenMMLab config, '
-                "constructor='OLOROptimWrapperConstructor' and paramwise_cfg.rollback.max_level above 0.",
+                f'{name}: rollback is 0 in every parameter group, so this is plain {name.removesuffix("OLOR")}. Give '
+                "rollback above 0; in an OpenMMLab config, constructor='OLOROptimWrapperConstructor' and "
+                'paramwise_cfg.rollback.max_level above 0.',
                 stacklevel=2,
             )
-        undecided = set(self.undecided)
-        params = [p for group in self.param_groups if group['rollback'] > 0 for p in group['params'] if p in undecided]
+        params = self.undecided()
         if params and self.select_pretrained is not None:
             params = self.select_pretrained(params)
         for p in params:
             if not self.state.get(p):
                 self._bare.append(p)
             self.state[p]['anchor'] = p.detach().clone(memory_format=torch.preserve_format)
-        self.undecided = []
+        for group in self.param_groups:
+            group['rollback_decided'] = True
 
     @torch.no_grad()
     def _review(self) -> None:
@@ -129,32 +138,45 @@ class Rollback:
         """Load a ``state_dict`` and go on with its anchors.
 
         Raises:
-            ValueError: If rollback is on here and the loaded state is of a run without it.
+            ValueError: If rollback is on here and the loaded state is of a run without it, or if its parameter groups
+                are others than here.
         """
-        ours = [group['rollback'] for group in self.param_groups]
+        levels = ('rollback', 'rollback_coupling')
+        ours = [[group[key] for key in levels] for group in self.param_groups]
         states = state_dict['state'].values()
         anchored = any('anchor' in state for state in states)
         # a state saved before the first step is empty and still ours; plain SGD keeps none at any time
         unstarted = not states and any('rollback' in group for group in state_dict['param_groups'])
-        if any(ours) and not anchored and not unstarted:
+        if any(rollback for rollback, _ in ours) and not anchored and not unstarted:
             raise ValueError(
                 f'this optimizer state has no anchors, so it is not of a run with rollback, and {type(self).__name__} '
                 'cannot resume from it: the weights at hand are no longer the pre-trained ones. Either start anew with '
-                'the pre-trained weights (load_from, without resume), or set max_level=0 (rollback=0) to go on without '
-                'rollback.'
+                'the pre-trained weights (load_from, without resume), or go on without rollback, with the optimizer '
+                'and constructor of that run.'
             )
+        sizes = [
+            [len(group['params']) for group in groups] for groups in (state_dict['param_groups'], self.param_groups)
+        ]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f'the optimizer state has {len(sizes[0])} parameter groups (sizes {sizes[0]}), and here are '
+                f'{len(sizes[1])} ({sizes[1]}). Groups follow from the model and from paramwise_cfg: resume with the '
+                'same max_level, min_level, power, layer_index and other options as that run.'
+            )
+        present = {p: state['anchor'] for p, state in self.state.items() if 'anchor' in state}
         super().load_state_dict(state_dict)
-        if states:
-            self.undecided = []
-        if ours != [group['rollback'] for group in self.param_groups]:
+        if not states:  # a reset: what was pre-trained stays what it was
+            self._bare = list(present)
+            self.state.update({p: dict(anchor=anchor) for p, anchor in present.items()})
+        if ours != [[group[key] for key in levels] for group in self.param_groups]:
             warnings.warn(
-                'the resumed optimizer state has other rollback levels than the configuration; as with lr '
-                'and weight_decay, those of the state are used.',
+                'the resumed optimizer state has other rollback levels or couplings than the configuration; as with '
+                'lr and weight_decay, those of the state are used.',
                 stacklevel=2,
             )
 
     def __getstate__(self) -> dict:
-        own = ('_rollback_defaults', 'undecided', 'select_pretrained')
+        own = ('_rollback_defaults', 'select_pretrained')
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict) -> None:
@@ -164,22 +186,8 @@ class Rollback:
         super().__setstate__(state)
         self.state.update(bare)
         self._bare = list(bare)
-        for group in self.param_groups:
+        for group in self.param_groups:  # of a stock optimizer
             for key, value in self._rollback_defaults.items():
                 group.setdefault(key, value)
-            group.setdefault('rollback_initial_lr', group['lr'])
-
-
-def check_rollback(rollback: float, coupling: str, where: str) -> None:
-    """Refuse a lambda outside [0, 1] or an unknown coupling.
-
-    Raises:
-        ValueError: The message names ``where`` it stands, the key, the value and what would be right.
-    """
-    if isinstance(rollback, bool) or not isinstance(rollback, Real) or not 0 <= rollback <= 1:
-        raise ValueError(
-            f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '
-            'to the pre-trained weights that one step takes, usually below 0.1'
-        )
-    if coupling not in COUPLINGS:
-        raise ValueError(f'{where}: rollback_coupling={coupling!r} is unknown; take one of {", ".join(COUPLINGS)}')
+            group.setdefault('rollback_initial_lr', float(group['lr']))
+            group.setdefault('rollback_decided', False)

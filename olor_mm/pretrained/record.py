@@ -45,7 +45,8 @@ class LoadRecord:
     def _before_load(self, module, state_dict, prefix, *_) -> None:
         for name, p in module.named_parameters(recurse=False):
             value = state_dict.get(prefix + name)
-            if torch.is_tensor(value) and value.shape == p.shape:
+            # torch also loads one number from a tensor of shape (1,), as old checkpoints have it
+            if torch.is_tensor(value) and (value.shape == p.shape or (value.shape == (1,) and p.ndim == 0)):
                 self._loaded[p] = _fingerprint(value.detach().to(p.dtype))
 
 

@@ -26,9 +26,12 @@ class Toy(nn.Module):
         self.head = nn.Linear(3, 2)
 
 
-def build(model=None, optimizer=None, **paramwise):
+def build(model=None, optimizer=None, wrapper=(), **paramwise):
     cfg = dict(
-        WRAPPER, optimizer=optimizer or dict(type='AdamWOLOR', lr=1e-3, weight_decay=0.05), paramwise_cfg=paramwise
+        WRAPPER,
+        **dict(wrapper),
+        optimizer=optimizer or dict(type='AdamWOLOR', lr=1e-3, weight_decay=0.05),
+        paramwise_cfg=paramwise,
     )
     return build_optim_wrapper(model if model is not None else Toy(), cfg)
 
@@ -176,6 +179,9 @@ print(type(wrapper.optimizer).__name__)
         (dict(power=None), r'power=None is not a finite number'),
         (dict(maxlevel=0.1), r"paramwise_cfg\.rollback: unknown key 'maxlevel' \(=0\.1\); did you mean 'max_level'\?"),
         (dict(pretrained='backbone'), r"pretrained='backbone' is unknown; take 'auto'"),
+        (dict(max_level=10**400), r'max_level=1000'),
+        (dict(layer_index={0: 1}), r'layer_index=\{0: 1\} is unknown'),
+        (dict(coupling=['lr']), r"coupling=\['lr'\] is unknown"),
         (dict(pretrained=[]), r'pretrained=\[\] is unknown'),
         (
             dict(pretrained=['backbon']),
@@ -224,6 +230,22 @@ def test_wrong_settings_name_key_value_and_remedy(rollback, message):
             dict(optimizer=dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', lr=1.0)),
             'ZeroRedundancyOptimizer cannot be used',
         ),
+        (
+            dict(paramwise=dict(custom_keys={'hed': dict(rollback=0.1)})),
+            "custom_keys\\['hed'\\] sets rollback=0.1, and 'hed' is part of no",
+        ),
+        (
+            dict(paramwise=dict(custom_keys={'head': dict(lr_mul=0.1)})),
+            "custom_keys\\['head'\\]: unknown key 'lr_mul'.*did you mean 'lr_mult'",
+        ),
+        (dict(paramwise=dict(custom_keys={'head': None})), "custom_keys\\['head'\\]=None is not a dict"),
+        (dict(paramwise=dict(custom_keys=['head'])), 'custom_keys=.* is not a dict'),
+        (dict(optimizer='AdamW'), "optimizer='AdamW' is not a dict"),
+        (
+            dict(wrapper=dict(rollback=dict(max_level=0.1))),
+            'optim_wrapper.rollback=.*belongs into optim_wrapper.paramwise_cfg',
+        ),
+        (dict(optimizer=dict(type='NoSuch', lr=1.0)), "optimizer.type='NoSuch'"),
         (dict(optimizer=dict(type='Linear')), r"optimizer\.type='Linear'"),
         (dict(optimizer=dict(lr=1.0)), r'optimizer\.type=None'),
         (dict(optimizer=dict(type='AdamWOLOR', lr=0.1, momentum=0.9)), r'momentum.*add _delete_=True'),
@@ -232,4 +254,18 @@ def test_wrong_settings_name_key_value_and_remedy(rollback, message):
 )
 def test_wrong_configs_name_key_value_and_remedy(changes, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        build(optimizer=changes.get('optimizer'), **changes.get('paramwise', {}))
+        build(optimizer=changes.get('optimizer'), wrapper=changes.get('wrapper', {}), **changes.get('paramwise', {}))
+
+
+def test_groups_added_by_hand_in_the_middle_of_training():
+    model = Toy()
+    optimizer = build(model, rollback=dict(max_level=0.1, pretrained=['backbone'])).optimizer
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    added = nn.Parameter(torch.ones(2))
+    added.grad = torch.ones(2)
+    optimizer.add_param_group(dict(params=[added], rollback=0.1))
+    optimizer.step()
+    assert 'anchor' not in optimizer.state[added]  # it is not under 'backbone'
+    assert all('anchor' in optimizer.state[p] for p in model.backbone.parameters())

@@ -235,3 +235,42 @@ class StopAfter(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.epoch == self.epochs and batch_idx == 1:
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(pretrained=['head']), r"pretrained=\['head'\]: every parameter under it has level 0 or is frozen"),
+        (dict(frozen=True), 'no parameter that is trained has a level above 0: all of the backbone is frozen'),
+    ],
+)
+def test_a_run_in_which_nothing_would_be_rolled_back_is_refused(data, tmp_path, change, message):
+    cfg = config(tmp_path, data)
+    if 'pretrained' in change:
+        cfg.optim_wrapper.paramwise_cfg.rollback.pretrained = change['pretrained']
+    runner = Runner.from_cfg(cfg)
+    if 'frozen' in change:
+        runner.model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+
+
+def test_one_cycle_schedule_never_exceeds_the_level(data, tmp_path):
+    cfg = config(tmp_path, data, iterations=6)
+    cfg.param_scheduler = [dict(type='OneCycleLR', eta_max=LR, total_steps=6, by_epoch=False)]
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(WatchWeights())
+    runner.train()
+    assert len(WatchWeights.seen) == 6
+    assert max(WatchWeights.seen) == pytest.approx(LEVEL, rel=0.2)
+    assert all(weight <= LEVEL * (1 + 1e-9) for weight in WatchWeights.seen)
+
+
+class WatchWeights(Hook):
+    """Notes w of the first group in every iteration."""
+
+    seen = []  # noqa: RUF012
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        optimizer = runner.optim_wrapper.optimizer
+        self.seen.append(optimizer.rollback_weight(optimizer.param_groups[0]))

@@ -150,6 +150,19 @@ def test_stock_backbones(registry, config, blocks, expected):
     assert set(range(blocks + 1)) <= set(within) <= set(range(n + 1))
 
 
+def test_a_get_layer_depth_that_does_not_know_its_own_names_is_not_believed():
+    model = Detector(PRETRAIN.build(dict(type='mmpretrain.HiViT', arch='tiny')))
+    index = layer_index(model)
+    layers = [i for name, (i, _) in index.items() if name.startswith('backbone.')]
+    assert len(set(layers)) > 10
+    assert max(layers.count(layer) for layer in set(layers)) < len(layers) / 4
+
+
+def test_a_backbone_without_layers_leaves_the_head_beyond_it():
+    model = Detector(nn.Identity())
+    assert set(layer_index(model).values()) == {(1, 1)}
+
+
 def test_model_without_a_backbone_is_one():
     index = layer_index(torchvision.models.resnet18())
     assert index['conv1.weight'] == (0, 9)

@@ -1,5 +1,6 @@
 import copy
 import io
+import pickle
 import warnings
 
 import numpy as np
@@ -268,7 +269,7 @@ def test_resuming_from_a_run_without_rollback_is_refused():
         params = parameters()
         stock = base(params, lr=0.1)
         take_steps(stock, params, [0])
-        with pytest.raises(ValueError, match='no anchors.*load_from.*max_level=0'):
+        with pytest.raises(ValueError, match='no anchors.*load_from.*without rollback'):
             cls(params, lr=0.1, rollback=0.1).load_state_dict(stock.state_dict())
         cls(params, lr=0.1).load_state_dict(stock.state_dict())  # rollback off: fine
 
@@ -278,9 +279,105 @@ def test_resuming_with_other_levels_says_whose_are_used():
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
     resumed = AdamWOLOR(params, rollback=0.2)
-    with pytest.warns(UserWarning, match='other rollback levels'):
+    with pytest.warns(UserWarning, match='other rollback levels or couplings'):
         resumed.load_state_dict(optimizer.state_dict())
     assert resumed.param_groups[0]['rollback'] == 0.1
+
+
+def test_resuming_with_other_groups_names_the_settings_they_follow_from():
+    params = parameters()
+    optimizer = AdamWOLOR(params, rollback=0.1)
+    take_steps(optimizer, params, [0])
+    with pytest.raises(
+        ValueError, match=r'1 parameter groups \(sizes \[3\]\).*2 .*same max_level, min_level, power, layer_index'
+    ):
+        AdamWOLOR([dict(params=params[:1]), dict(params=params[1:])], rollback=0.1).load_state_dict(
+            optimizer.state_dict()
+        )
+
+
+def test_a_changed_coupling_is_told():
+    params = parameters()
+    optimizer = AdamWOLOR(params, rollback=0.1)
+    take_steps(optimizer, params, [0])
+    with pytest.warns(UserWarning, match='couplings'):
+        AdamWOLOR(params, rollback=0.1, rollback_coupling='constant').load_state_dict(optimizer.state_dict())
+
+
+def test_a_reset_to_the_initial_state_keeps_what_was_pretrained():
+    params = parameters()
+    optimizer = AdamWOLOR(params, lr=0.1, rollback=0.5)
+    fresh = copy.deepcopy(optimizer.state_dict())
+    take_steps(optimizer, params, range(3))
+    optimizer.load_state_dict(fresh)
+    take_steps(optimizer, params, range(3))
+    assert all(torch.equal(optimizer.state[p]['anchor'], start) for p, start in zip(params, parameters()))
+
+
+def test_a_group_added_just_before_saving_is_anchored_after_loading():
+    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+    groups = [dict(params=[a]), dict(params=[b])]
+    optimizer = SGDOLOR(groups[:1], lr=0.1, rollback=0.5)
+    a.grad = b.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.add_param_group(groups[1])
+    loaded = SGDOLOR([dict(params=[a]), dict(params=[b])], lr=0.1, rollback=0.5)
+    loaded.load_state_dict(optimizer.state_dict())
+    loaded.step()
+    assert torch.equal(loaded.state[b]['anchor'], torch.ones(2))
+    assert torch.equal(loaded.state[a]['anchor'], torch.zeros(2))
+
+
+def one_cycle(optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20)
+
+
+def cyclic(optimizer):
+    return torch.optim.lr_scheduler.CyclicLR(optimizer, base_lr=1e-3, max_lr=0.1, step_size_up=5, cycle_momentum=False)
+
+
+@pytest.mark.parametrize('make', [one_cycle, cyclic])
+def test_cyclic_schedules_reach_the_level_at_their_top_and_never_exceed_it(make):
+    p = nn.Parameter(torch.zeros(1))
+    optimizer = SGDOLOR([p], lr=0.1, momentum=0.9, rollback=0.3)
+    scheduler = make(optimizer)
+    weights = []
+    for _ in range(19):
+        p.grad = torch.ones(1)
+        optimizer.step()
+        [group] = optimizer.param_groups
+        weights.append(optimizer.rollback_weight(group))
+        assert weights[-1] == pytest.approx(0.3 * group['lr'] / 0.1)
+        scheduler.step()
+    assert max(weights) == pytest.approx(0.3, rel=0.05)
+
+
+def test_a_learning_rate_that_is_a_tensor_is_followed():
+    optimizer = AdamWOLOR(parameters(), lr=torch.tensor(0.01), rollback=0.1)
+    [group] = optimizer.param_groups
+    group['lr'].fill_(0.001)
+    assert optimizer.rollback_weight(group) == pytest.approx(0.01)
+
+
+def test_a_group_added_with_rate_zero_is_refused_when_the_rate_rises():
+    p = nn.Parameter(torch.zeros(1))
+    optimizer = SGDOLOR([p], lr=0.0, rollback=0.1)
+    assert optimizer.rollback_weight(optimizer.param_groups[0]) == 0
+    optimizer.param_groups[0]['lr'] = 0.1
+    with pytest.raises(ValueError, match='add it with the rate that its level is meant for'):
+        optimizer.rollback_weight(optimizer.param_groups[0])
+
+
+@every_optimizer
+def test_pickling_keeps_class_and_anchors(cls):
+    params = parameters()
+    optimizer = cls(params, rollback=0.1, **OPTIMIZERS[cls][1])
+    take_steps(optimizer, params, range(2))
+    other, copied = pickle.loads(pickle.dumps((optimizer, params)))
+    assert type(other) is cls
+    take_steps(other, copied, [2])
+    take_steps(optimizer, params, [2])
+    assert all(torch.equal(a, b) for a, b in zip(params, copied))
 
 
 def test_step_hooks_run_once():

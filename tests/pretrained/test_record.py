@@ -2,6 +2,7 @@ import copy
 
 import mmengine.runner.checkpoint as checkpoint
 import pytest
+import torch
 import torchvision
 from mmdet.registry import MODELS as DET
 from mmengine.hub import get_config
@@ -113,3 +114,11 @@ def test_mask_rcnn_with_other_classes_leaves_its_class_layers_new():
         for kind in ('weight', 'bias')
         for layer in ('bbox_head.fc_cls', 'bbox_head.fc_reg', 'mask_head.conv_logits')
     }
+
+
+def test_a_number_loaded_from_a_tensor_of_one_element_counts():
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.tensor(1.0))
+    record = LoadRecord(model)
+    model.load_state_dict({'scale': torch.tensor([3.0])})
+    assert record.unchanged([model.scale]) == [model.scale]

@@ -171,6 +171,10 @@ custom_hooks = [dict(type='SaveWeightsOfEveryRank')]
             ('optim_wrapper.paramwise_cfg.rollback.max_lvl=0.1',),
             "unknown key 'max_lvl' (=0.1); did you mean 'max_level'?",
         ),
+        (
+            ('optim_wrapper.constructor=DefaultOptimWrapperConstructor',),
+            "needs constructor='OLOROptimWrapperConstructor'",
+        ),
         (('model.backbone.init_cfg=None',), "paramwise_cfg.rollback.pretrained='auto': no checkpoint was loaded"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else '',
