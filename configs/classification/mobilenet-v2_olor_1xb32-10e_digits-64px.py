@@ -37,4 +37,7 @@ train_cfg = dict(max_epochs=10, val_interval=5)
 param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', T_max=10, by_epoch=True, convert_to_iter_based=True)
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)
-custom_hooks = [dict(type='ResumableRandomnessHook')]  # a resumed run ends where the uninterrupted one would
+custom_hooks = [
+    dict(type='ResumableRandomnessHook'),  # a resumed run ends where the uninterrupted one would
+    dict(type='SyncBuffersHook'),  # several processes end with the same BatchNorm statistics
+]

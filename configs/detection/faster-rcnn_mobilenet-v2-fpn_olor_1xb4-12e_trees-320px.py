@@ -72,4 +72,7 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)
-custom_hooks = [dict(type='ResumableRandomnessHook')]  # a resumed run ends where the uninterrupted one would
+custom_hooks = [
+    dict(type='ResumableRandomnessHook'),  # a resumed run ends where the uninterrupted one would
+    dict(type='SyncBuffersHook'),  # several processes end with the same BatchNorm statistics
+]
