@@ -15,7 +15,7 @@ def show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise SystemExit('--show and --show-dir need default_hooks.visualization in the config')
-    hook.update(show=show, wait_time=wait_time)
+    hook.update(show=show, wait_time=wait_time, interval=1)  # stock configs draw every 50th image
     folder = dict(mmpretrain='out_dir', mmdet='test_out_dir').get(cfg.default_scope)
     hook['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
     if show_dir is not None and folder is not None:

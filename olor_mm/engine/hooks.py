@@ -28,15 +28,18 @@ class ResumableRandomnessHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner) -> None:
-        loader = runner.train_loop.dataloader
-        by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
-        if loader.num_workers and (loader.persistent_workers or not by_epoch):
-            print_log(
-                'ResumableRandomnessHook: augmentation in train_dataloader will not repeat after a resume; set '
-                f'{"train_dataloader.persistent_workers=False" if by_epoch else "train_dataloader.num_workers=0"}',
-                logger='current',
-                level=logging.WARNING,
-            )
+        loop = runner.train_loop
+        remedy = None
+        if isinstance(loop, IterBasedTrainLoop):
+            if not hasattr(loop.dataloader_iterator, 'skip_iter'):
+                remedy = 'use an epoch-based loop: this version of MMEngine augments what it skips on resume'
+            elif loop.dataloader.num_workers:
+                remedy = 'set train_dataloader.num_workers=0'
+        elif loop.dataloader.num_workers and loop.dataloader.persistent_workers:
+            remedy = 'set train_dataloader.persistent_workers=False'
+        if remedy is not None:
+            message = f'ResumableRandomnessHook: augmentation will not repeat after a resume; {remedy}'
+            print_log(message, logger='current', level=logging.WARNING)
 
     def before_train_epoch(self, runner) -> None:
         loader = runner.train_loop.dataloader

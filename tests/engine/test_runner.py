@@ -202,6 +202,15 @@ def test_resuming_without_optimizer_state_or_from_stock_is_refused(data, tmp_pat
         run(cfg)
 
 
+@pytest.mark.parametrize('persistent', [True, False])
+def test_the_hook_says_when_augmentation_will_not_repeat(data, tmp_path, capfd, persistent):
+    cfg = config(tmp_path, data, log_level='WARNING')
+    cfg.train_dataloader.update(num_workers=1, persistent_workers=persistent)
+    run(cfg)
+    printed = ''.join(capfd.readouterr())
+    assert ('set train_dataloader.persistent_workers=False' in printed) == persistent
+
+
 def test_resume_in_process_keeps_anchors_and_ends_as_the_uninterrupted_run(data, tmp_path):
     _, straight = run(config(tmp_path / 'straight', data, epochs=4))
     runner = Runner.from_cfg(config(tmp_path / 'resumed', data, epochs=4))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSIFICATION, ROOT, load, run, train
+from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 DETECTION = 'configs/detection/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py'
 INSTANCES = 'configs/instance_segmentation/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
@@ -97,6 +98,8 @@ KILLED = {
 
 @pytest.mark.parametrize('config', KILLED, ids=['by epoch', 'by iteration'])
 def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path, config):
+    if config == SEMANTIC and not hasattr(_InfiniteDataloaderIterator, 'skip_iter'):
+        pytest.skip('this MMEngine loads what it skips; ResumableRandomnessHook warns of it')
     options, at, last = KILLED[config]
     one_thread = dict(OMP_NUM_THREADS='1')
     train(config, tmp_path / 'straight', *options, **one_thread)
@@ -143,7 +146,7 @@ custom_hooks = [*_base_.custom_hooks, dict(type='SaveWeightsOfEveryRank')]
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=1',
         *FEW,
-        PYTHONPATH=str(ROOT / 'tests/tools'),
+        PYTHONPATH=f'{ROOT / "tests/tools"}{os.pathsep}{os.environ.get("PYTHONPATH", "")}',
         PORT='29611',
         OMP_NUM_THREADS='1',
     )
