@@ -47,7 +47,6 @@ console = Console()
 class Run:
     """One finished training and what was measured on it."""
 
-    work_dir: Path
     model: torch.nn.Module
     train: list[dict]
     val: list[dict]
@@ -115,12 +114,13 @@ class ImageNetClassifier:
     def __init__(self, weights: Path, photos: Path):
         from mmpretrain.registry import MODELS
 
-        cfg = Config.fromfile(ROOT / 'configs/classification/mobilenet-v2_olor_1xb32-10e_digits-64px.py').model
+        config = Config.fromfile(ROOT / 'configs/classification/mobilenet-v2_olor_1xb32-10e_digits-64px.py')
+        cfg = config.model
         cfg.head.update(num_classes=1000, topk=(1, 5))
         cfg.backbone.pop('init_cfg')
         self.model = MODELS.build(cfg)
         self.state = torch.load(weights / 'mobilenet_v2_mmpretrain.pth', weights_only=True)['state_dict']
-        mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+        mean, std = (torch.tensor(config.data_preprocessor[key]) for key in ('mean', 'std'))
         images = [cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in sorted(photos.glob('*.png'))]
         self.photos = torch.stack([(torch.from_numpy(image) - mean) / std for image in images]).permute(0, 3, 1, 2)
         self.original = self._scores(self.state)
@@ -156,7 +156,6 @@ def evaluate(config: str, work_dir: Path, data: Path, classifier: ImageNetClassi
     pretrained = torch.load(data / 'weights/mobilenet_v2_mmdet.pth', weights_only=True)['state_dict']
     pretrained = {f'backbone.{name}': value for name, value in pretrained.items()}
     return Run(
-        work_dir,
         model,
         *read_scalars(work_dir),
         layer_drift(state, pretrained, layer_index(model)),
@@ -301,17 +300,17 @@ def main() -> None:
         runs = {name: evaluate(config, out / Path(config).stem, data, classifier) for name, config in RUNS.items()}
     show_tables(runs, len(classifier.photos))
     console.rule('4/4 report')
-    note = (
-        f'One seed, {TEST_TILES} test tiles: this shows the tools at work, it is no evidence for either optimizer. '
-        f'Agreement is measured on {len(classifier.photos)} crops of real photos.'
+    caution = (
+        f'One seed, {TEST_TILES} test tiles: this shows the tools at work, it is no evidence for either optimizer.'
     )
+    note = f'{caution} Agreement is measured on {len(classifier.photos)} crops of real photos.'
     with quiet():
         draw_report(runs, data, out / 'report.html', note)
     console.print(
         f'[bold]{out / "report.html"}[/bold] has curves, drift per layer and predictions. '
         f'Took {time.monotonic() - start:.0f} s.'
     )
-    console.print('One seed and four test tiles: this shows the tools at work, it is no evidence for either optimizer.')
+    console.print(caution)
     console.print(
         'Your own weights and data: start from configs/demo/mask-rcnn_nuclei_olor.py, set '
         'model.backbone.init_cfg.checkpoint (or load_from), data_root and metainfo.classes, and run '

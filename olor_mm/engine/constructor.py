@@ -1,7 +1,6 @@
 """From a config to an optimizer with layer-wise rollback."""
 
 import inspect
-from collections.abc import Iterable
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -72,7 +71,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
             where = f'paramwise_cfg.custom_keys[{key!r}]'
             known = inspect.signature(self.optimizer_cfg['type'].__bases__[-1]).parameters
             check_keys(as_dict(options, where), ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:]), where)
-            check_rollback(dict(rollback=options.get('rollback', 0.0), rollback_coupling='constant'), where)
+            check_rollback(options.get('rollback', 0.0), self.settings.coupling, where)
 
     def _rollback_optimizer(self, cfg: dict) -> dict:
         for key in ('rollback', 'rollback_coupling'):
@@ -115,11 +114,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Add the groups of a module, with their lambda; equal ones are merged. See the base class."""
         super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
-            self._check_custom_levels(name for name, _ in module.named_parameters())
+            self._check_custom_levels([name for name, _ in module.named_parameters()])
             params[:] = _merge(_unique(params), self._levels(module))
 
-    def _check_custom_levels(self, names: Iterable[str]) -> None:
-        names = list(names)
+    def _check_custom_levels(self, names: list[str]) -> None:
         for key, options in self.paramwise_cfg.get('custom_keys', {}).items():
             if 'rollback' in options and not any(key in name for name in names):
                 raise ValueError(
@@ -171,6 +169,7 @@ def _check_at_start(optim_wrapper: OptimWrapper, selection: PretrainedSelection)
         groups = [group for group in optimizer.param_groups if not group['rollback_decided']]
         if not groups:
             count = sum('anchor' in state for state in optimizer.state.values())
+            selection.record.close()
             print_log(f'OLOR: goes on with the {count} anchors of the resumed run', logger='current')
             return
         for group in groups:  # auto_scale_lr may have changed it since

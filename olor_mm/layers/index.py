@@ -36,9 +36,8 @@ def layer_index(
             f'layer_index={method!r} is unknown; take one of {", ".join(map(repr, METHODS))}, or a dict '
             'from prefixes of parameter names to layer numbers'
         )
-    backbones = dict(_backbones(model))
     index: dict[str, tuple[int, int]] = {}
-    for prefix, backbone in backbones.items():
+    for prefix, backbone in _backbones(model):
         index.update(_index_backbone(backbone, prefix, method, whole_model=not prefix))
     deepest = max((n for _, n in index.values()), default=0) or 1
     index = {name: index.get(name, (deepest, deepest)) for name, _ in model.named_parameters()}
@@ -75,10 +74,9 @@ def _own_depths(backbone: nn.Module, prefix: str, names: list[str]) -> dict[str,
         return None
     # its `num_layers` counts layers, head included: the head's own i is one less
     depths = {name: (i, num_layers - 1) for name, (i, num_layers) in depths.items()}
-    beyond = [name for name, (i, n) in depths.items() if i == n]
-    if len(beyond) > len(names) / 2:  # it does not know the names of its own parameters
+    if sum(i == n for i, n in depths.values()) > len(names) / 2:  # it does not know the names of its own parameters
         return None
-    return {name: (0 if name in beyond and '.' not in name else i, n) for name, (i, n) in depths.items()}  # tokens
+    return {name: (0 if i == n and '.' not in name else i, n) for name, (i, n) in depths.items()}  # tokens
 
 
 def _block_depths(backbone: nn.Module, trailing_is_head: bool) -> dict[str, tuple[int, int]]:

@@ -68,17 +68,17 @@ def layer_penalty(layer: int, num_layers: int, max_level: float, min_level: floa
     return float(min_level + shallowness**power * (max_level - min_level))
 
 
-def check_rollback(options: dict, where: str) -> None:
+def check_rollback(rollback: float, coupling: str, where: str) -> None:
     """Refuse a lambda outside [0, 1] and an unknown coupling.
 
     Args:
-        options (dict): ``rollback`` and ``rollback_coupling`` of a parameter group.
+        rollback (float): lambda of a parameter group.
+        coupling (str): Its ``rollback_coupling``.
         where (str): Put before the message.
 
     Raises:
         ValueError: The message names ``where`` it stands, the key, the value and what would be right.
     """
-    rollback, coupling = options['rollback'], options['rollback_coupling']
     if isinstance(rollback, bool) or not isinstance(rollback, Real) or not 0 <= rollback <= 1:
         raise ValueError(
             f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '

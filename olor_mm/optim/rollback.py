@@ -55,7 +55,8 @@ class Rollback:
             self.defaults.setdefault(key, value)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        check_rollback(group, f'parameter group {len(self.param_groups) - 1}')
+        where = f'parameter group {len(self.param_groups) - 1}'
+        check_rollback(group['rollback'], group['rollback_coupling'], where)
         group['rollback'] = float(group['rollback'])
         # not `initial_lr`: cyclic schedules set it to their lowest rate, and hand-written warm-ups to none
         group.setdefault('rollback_initial_lr', float(group['lr']))
