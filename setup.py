@@ -28,6 +28,7 @@ setup(
             'mmpretrain>=1.2,<1.3',
             'ftfy',
             'regex',
+            'numba',
         ],
         'onedl': [
             'onedl-mmengine>=0.10.12,<0.11',
@@ -35,8 +36,9 @@ setup(
             'onedl-mmdetection>=3.5.1,<3.6',
             'onedl-mmsegmentation>=1.4.2,<1.5',
             'onedl-mmpretrain>=1.3.6,<1.4',
+            'numba',
         ],
-        'tests': ['pytest', 'ruff', 'rich', 'matplotlib', 'tifffile'],
+        'tests': ['pytest', 'ruff', 'rich', 'matplotlib', 'tifffile', 'lion-pytorch', 'safetensors'],
         'docs': ['sphinx', 'myst-parser'],
     },
     classifiers=[

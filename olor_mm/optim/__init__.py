@@ -1,7 +1,8 @@
-"""The method, as torch optimizers. Imports torch and nothing of OpenMMLab."""
+"""The method, as torch optimizers. Imports nothing of OpenMMLab."""
 
-from .optimizers import SGDOLOR, AdamOLOR, AdamWOLOR, with_rollback
+from .optimizers import registered, with_rollback
 from .penalty import check_levels, layer_penalty
 from .rollback import Rollback
 
-__all__ = ['SGDOLOR', 'AdamOLOR', 'AdamWOLOR', 'Rollback', 'check_levels', 'layer_penalty', 'with_rollback']
+globals().update(registered())  # AdamOLOR, AdamWOLOR, SGDOLOR, NAdamOLOR, ...: one for each optimizer of torch
+__all__ = ['Rollback', 'check_levels', 'layer_penalty', 'registered', 'with_rollback', *registered()]

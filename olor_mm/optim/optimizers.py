@@ -1,46 +1,57 @@
 """OLOR versions of torch's optimizers, and the factory that makes one from any other."""
 
+import inspect
 from functools import cache
 
 import torch
 
+from .one_pass import OnePassAdam, OnePassSGD
 from .rollback import Rollback
 
 
-class AdamOLOR(Rollback, torch.optim.Adam):
+class AdamOLOR(OnePassAdam, torch.optim.Adam):
     """:class:`torch.optim.Adam` with OLOR's rollback.
 
-    Arguments are those of ``torch.optim.Adam`` plus ``rollback`` and ``rollback_coupling``, see :class:`Rollback`.
-    With ``lr=1e-4`` and no weight decay this is the setting of the reference implementation.
+    Arguments are those of ``torch.optim.Adam`` and of :class:`Rollback`. With ``lr=1e-4`` and no weight decay this is
+    the setting of the reference implementation.
 
     >>> model = torch.nn.Linear(4, 2)
     >>> optimizer = AdamOLOR(model.parameters(), lr=1e-4, rollback=1e-2)
     """
 
 
-class AdamWOLOR(Rollback, torch.optim.AdamW):
+class AdamWOLOR(OnePassAdam, torch.optim.AdamW):
     """:class:`torch.optim.AdamW` with OLOR's rollback.
 
-    Arguments are those of ``torch.optim.AdamW`` plus ``rollback`` and ``rollback_coupling``, see :class:`Rollback`.
+    Arguments are those of ``torch.optim.AdamW`` and of :class:`Rollback`.
 
     >>> backbone, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
     >>> optimizer = AdamWOLOR([dict(params=backbone.parameters(), rollback=1e-2), dict(params=head.parameters())],
     ...                       lr=1e-4, weight_decay=0.05)
     """
 
+    def __init__(self, params, *args, **kwargs):
+        # torch has this among the defaults of its AdamW and not among the arguments; strategies of MMEngine build an
+        # optimizer anew from its defaults
+        if kwargs.get('decoupled_weight_decay') is True:
+            del kwargs['decoupled_weight_decay']
+        super().__init__(params, *args, **kwargs)
 
-class SGDOLOR(Rollback, torch.optim.SGD):
+
+class SGDOLOR(OnePassSGD, torch.optim.SGD):
     """:class:`torch.optim.SGD` with OLOR's rollback.
 
-    Arguments are those of ``torch.optim.SGD`` plus ``rollback`` and ``rollback_coupling``, see :class:`Rollback`.
+    Arguments are those of ``torch.optim.SGD`` and of :class:`Rollback`.
 
     >>> model = torch.nn.Linear(4, 2)
     >>> optimizer = SGDOLOR(model.parameters(), lr=0.01, momentum=0.9, rollback=1e-2)
     """
 
 
+WRITTEN = {torch.optim.Adam: AdamOLOR, torch.optim.AdamW: AdamWOLOR, torch.optim.SGD: SGDOLOR}
 UNSUPPORTED = {
-    'ZeroRedundancyOptimizer': 'it shards another optimizer over processes rather than being one',
+    'ZeroRedundancyOptimizer': 'it shards another optimizer over processes rather than being one; give it the type of '
+    'that optimizer',
     'LBFGS': 'it evaluates the loss many times within a step and keeps curvature of steps that a rollback would undo',
     'SparseAdam': 'its gradients name only some rows of a parameter, while a rollback moves all of them',
 }
@@ -64,19 +75,28 @@ def with_rollback(base: type) -> type:
         raise TypeError(f'{base!r} is not a subclass of torch.optim.Optimizer')
     if issubclass(base, Rollback):
         return base
-    for known in (AdamOLOR, AdamWOLOR, SGDOLOR):
-        if base is known.__bases__[1]:
-            return known
     for cls in base.__mro__:
         if cls.__name__ in UNSUPPORTED:
             raise ValueError(f'{base.__name__} cannot be used with rollback: {UNSUPPORTED[cls.__name__]}')
+    if base in WRITTEN:
+        return WRITTEN[base]
     doc = f"``{base.__module__}.{base.__name__}`` with OLOR's rollback, see :class:`Rollback`."
     return type(f'{base.__name__}OLOR', (Rollback, base), dict(__doc__=doc, __module__=__name__))
 
 
+def registered() -> dict[str, type]:
+    """The OLOR versions of all optimizers of ``torch.optim`` that can have one, by name."""
+    bases = [base for _, base in inspect.getmembers(torch.optim, inspect.isclass) if base is not torch.optim.Optimizer]
+    return {
+        f'{base.__name__}OLOR': with_rollback(base)
+        for base in bases
+        if issubclass(base, torch.optim.Optimizer) and base.__name__ not in UNSUPPORTED
+    }
+
+
 def __getattr__(name: str) -> type:
     """``NAdamOLOR`` and the like by name, which also lets their instances be pickled."""
-    base = getattr(torch.optim, name.removesuffix('OLOR'), None)
-    if name.endswith('OLOR') and base is not None:
-        return with_rollback(base)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    made = registered().get(name)
+    if made is None:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return made

@@ -14,41 +14,68 @@ import warnings
 
 import torch
 
+from .anchors import check_anchor_options, fetched
+from .flags import fastest_flags, listed
 from .penalty import check_rollback
+from .state import AnchoredState, eager
 
 
-class Rollback:
+class Rollback(AnchoredState):
     """Mixin that gives a ``torch.optim.Optimizer`` the review step of OLOR.
 
     It goes before the optimizer in the bases: ``class AdamWOLOR(Rollback, torch.optim.AdamW)``. Arguments of the
-    optimizer keep their meaning and place; these two are added and can also be set per parameter group.
+    optimizer keep their meaning and place; these are added and can also be set per parameter group.
 
     Args:
         params: Parameters, parameter groups or named parameters, as for the base optimizer.
         rollback (float): lambda in [0, 1], the share of the way back to the pre-trained value that a step takes at
             the initial learning rate. 0 is the base optimizer, bit for bit. Defaults to 0.
-        rollback_coupling (str): 'lr' scales lambda with the group's learning rate over its initial one (the
-            ``initial_lr`` of a scheduler, else the value the group was added with), clamped to [0, 1]; 'constant'
-            does not. Defaults to 'lr'.
+        rollback_coupling (str): 'lr' scales lambda with the group's learning rate over its initial one (the value the
+            group was added with, or the ``max_lr`` of a one-cycle schedule), clamped to [0, 1]; 'constant' does not.
+            Defaults to 'lr'.
+        anchor_dtype (torch.dtype or str, optional): Floating dtype of the anchors, e.g. 'bfloat16' for half the
+            memory: the parameter then returns to its pre-trained value rounded to it, at most 2^-8 of the value away.
+            Defaults to that of the parameter.
+        anchor_device (torch.device or str, optional): Where the anchors lie. 'cpu' keeps those of GPU parameters in
+            pinned host memory and copies them over one by one during the step. Defaults to that of the parameter.
+        anchor_file (str or list[str], optional): The file(s) the weights came from. Parameters whose value is in one
+            have it for their anchor, memory-mapped and not held; a saved state names file and SHA-256 instead of
+            carrying the anchors. '.safetensors', or what ``torch.save`` writes. Defaults to none.
+
+    Where no ``foreach`` or ``fused`` is asked for, the fastest that torch has for the device is taken.
 
     Attributes:
         select_pretrained (Callable or None): Given the list of parameters that would get an anchor at the coming
             step, returns those of them that were pre-trained. None takes all of them.
+        upstream (dict[str, Tensor]): Whatever else shall be remembered of the pre-trained model and carried by
+            ``state_dict``, by name: the constructor for OpenMMLab puts running statistics of norm layers here.
 
     Raises:
-        ValueError: If ``rollback`` or ``rollback_coupling`` of any group is out of range.
+        ValueError: If an option of any group is out of range.
 
     Note:
-        Every pre-trained parameter of a group with ``rollback > 0`` gets ``state[p]['anchor']``, a copy of its own
-        shape, dtype and device, at the first step after it was added. A loaded ``state_dict`` brings its anchors
-        with it, and nothing is captured again.
+        Every pre-trained parameter of a group with ``rollback > 0`` gets ``state[p]['anchor']`` at the first step after
+        it was added: a tensor of its shape. One that is frozen then has None there, and gets its anchor when it is
+        trained. A loaded ``state_dict`` brings its anchors with it, and nothing is captured again.
     """
 
-    def __init__(self, params, *args, rollback: float = 0.0, rollback_coupling: str = 'lr', **kwargs):
-        self._rollback_defaults = dict(rollback=rollback, rollback_coupling=rollback_coupling)
-        self._bare = []  # parameters whose state is an anchor and nothing of the base optimizer yet
-        self.select_pretrained = None
-        super().__init__(params, *args, **kwargs)
+    def __init__(
+        self,
+        params,
+        *args,
+        rollback: float = 0.0,
+        rollback_coupling: str = 'lr',
+        anchor_dtype: torch.dtype | str | None = None,
+        anchor_device: torch.device | str | None = None,
+        anchor_file: str | list[str] | None = None,
+        **kwargs,
+    ):
+        places = dict(anchor_dtype=anchor_dtype, anchor_device=anchor_device, anchor_file=anchor_file)
+        places = check_anchor_options(places, type(self).__name__)
+        self._rollback_defaults = dict(rollback=rollback, rollback_coupling=rollback_coupling, **places)
+        self._start_state()
+        params = listed(params)
+        super().__init__(params, *args, **{**kwargs, **fastest_flags(type(self), params, rollback, kwargs)})
 
     def add_param_group(self, param_group: dict) -> None:
         for key, value in self._rollback_defaults.items():
@@ -57,7 +84,7 @@ class Rollback:
         group = self.param_groups[-1]
         where = f'parameter group {len(self.param_groups) - 1}'
         check_rollback(group['rollback'], group['rollback_coupling'], where)
-        group['rollback'] = float(group['rollback'])
+        group.update(check_anchor_options(group, where), rollback=float(group['rollback']))
         # not `initial_lr`: cyclic schedules set it to their lowest rate, and hand-written warm-ups to none
         group.setdefault('rollback_initial_lr', float(group['lr']))
         group.setdefault('rollback_decided', False)
@@ -68,27 +95,31 @@ class Rollback:
         return [p for group in groups for p in group['params'] if 'anchor' not in self.state.get(p, ())]
 
     def step(self, closure=None):
-        self._capture()
-        # base optimizers initialise a state that is empty and expect theirs in any other: hide bare anchors
-        anchors = {p: self.state.pop(p)['anchor'] for p in self._bare}
+        if not all(group['rollback_decided'] for group in self.param_groups):
+            self._decide()
+        self._capture_anchors()
+        groups, remaining = self.param_groups, self._two_pass_groups(closure)
+        bare = self._hide_bare_anchors(remaining)
         base_step = super().step.__func__
         if getattr(base_step, 'hooked', False):  # torch wraps `step` to run hooks; ours is wrapped already
             base_step = base_step.__wrapped__
         try:
+            self.param_groups = remaining
             loss = base_step(self) if closure is None else base_step(self, closure)
         finally:
-            for p, anchor in anchors.items():
-                self.state[p]['anchor'] = anchor
-        self._bare = [p for p in anchors if len(self.state[p]) == 1]
-        self._review()
+            self.param_groups = groups
+            self._show_anchors(bare)
+        self._review(remaining)
         return loss
 
-    def rollback_weight(self, group: dict) -> float:
-        """w of a parameter group at its present learning rate, in [0, 1]."""
+    def rollback_weight(self, group: dict) -> float | torch.Tensor:
+        """w of a parameter group at its present learning rate, in [0, 1]; a tensor if the rate is one."""
         if group['rollback_coupling'] == 'constant' or group['rollback'] == 0:
             return group['rollback']
-        lr = float(group['lr'])
+        lr = group['lr']
         initial_lr = group.get('max_lr', group['rollback_initial_lr'])  # one-cycle schedules set their own top rate
+        if isinstance(lr, torch.Tensor):  # reading it would wait for its device
+            return (group['rollback'] / initial_lr * lr).clamp(0, 1)
         if lr and not initial_lr:
             raise ValueError(
                 f"rollback_coupling='lr' relates lr={lr} to the rate the group was added with, and that is 0: add it "
@@ -96,99 +127,41 @@ class Rollback:
             )
         return min(max(group['rollback'] * lr / initial_lr, 0.0), 1.0) if lr else 0.0
 
-    @torch.no_grad()
-    def _capture(self) -> None:
-        if all(group['rollback_decided'] for group in self.param_groups):
-            return
+    def _two_pass_groups(self, closure) -> list[dict]:
+        """What the base optimizer and the review step in turn; subclasses may take some out and step it themselves."""
+        return self.param_groups
+
+    @eager
+    def _decide(self) -> None:
         if not any(group['rollback'] > 0 for group in self.param_groups):
             name = type(self).__name__
             warnings.warn(
                 f'{name}: rollback is 0 in every parameter group, so this is plain {name.removesuffix("OLOR")}. Give '
                 "rollback above 0; in an OpenMMLab config, constructor='OLOROptimWrapperConstructor' and "
                 'paramwise_cfg.rollback.max_level above 0.',
-                stacklevel=2,
+                stacklevel=3,
             )
         params = self.undecided()
         if params and self.select_pretrained is not None:
             params = self.select_pretrained(params)
         for p in params:
-            if not self.state.get(p):
-                self._bare.append(p)
-            self.state[p]['anchor'] = p.detach().clone(memory_format=torch.preserve_format)
+            self.state[p]['anchor'] = None
         for group in self.param_groups:
             group['rollback_decided'] = True
 
     @torch.no_grad()
-    def _review(self) -> None:
+    def _review(self, groups: list[dict]) -> None:
         found_inf = getattr(self, 'found_inf', None)  # set by a GradScaler that leaves the skipping to a fused kernel
-        for group in self.param_groups:
+        batches = []
+        for group in groups:
             weight = self.rollback_weight(group)
-            if weight == 0:
-                continue
-            params = [p for p in group['params'] if p.grad is not None and 'anchor' in self.state.get(p, ())]
-            if not params:
-                continue
-            anchors = [self.state[p]['anchor'] for p in params]
-            if found_inf is None:
-                torch._foreach_lerp_(params, anchors, weight)
-            else:  # w = 0 where the kernel skipped, decided on the device: reading it would stall the stream
-                weights = [weight * (1 - found_inf.to(p.device, p.dtype)) for p in params]
-                torch._foreach_lerp_(params, anchors, weights)
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Load a ``state_dict`` and go on with its anchors.
-
-        Raises:
-            ValueError: If rollback is on here and the loaded state is of a run without it, or if its parameter groups
-                are others than here.
-        """
-        levels = ('rollback', 'rollback_coupling')
-        ours = [[group[key] for key in levels] for group in self.param_groups]
-        states = state_dict['state'].values()
-        anchored = any('anchor' in state for state in states)
-        # a state saved before the first step is empty and still ours; plain SGD keeps none at any time
-        unstarted = not states and any('rollback' in group for group in state_dict['param_groups'])
-        if any(rollback for rollback, _ in ours) and not anchored and not unstarted:
-            raise ValueError(
-                f'this optimizer state has no anchors, so it is not of a run with rollback, and {type(self).__name__} '
-                'cannot resume from it: the weights at hand are no longer the pre-trained ones. Either start anew with '
-                'the pre-trained weights (load_from, without resume), or go on without rollback, with the optimizer '
-                'and constructor of that run.'
-            )
-        sizes = [
-            [len(group['params']) for group in groups] for groups in (state_dict['param_groups'], self.param_groups)
-        ]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f'the optimizer state has {len(sizes[0])} parameter groups (sizes {sizes[0]}), and here are '
-                f'{len(sizes[1])} ({sizes[1]}). Groups follow from the model and from paramwise_cfg: resume with the '
-                'same max_level, min_level, power, layer_index and other options as that run.'
-            )
-        present = {p: state['anchor'] for p, state in self.state.items() if 'anchor' in state}
-        super().load_state_dict(state_dict)
-        if not states:  # a reset: what was pre-trained stays what it was
-            self._bare = list(present)
-            self.state.update({p: dict(anchor=anchor) for p, anchor in present.items()})
-        if ours != [[group[key] for key in levels] for group in self.param_groups]:
-            warnings.warn(
-                'the resumed optimizer state has other rollback levels or couplings than the configuration; as with '
-                'lr and weight_decay, those of the state are used.',
-                stacklevel=2,
-            )
-
-    def __getstate__(self) -> dict:
-        own = ('_rollback_defaults', 'select_pretrained')
-        return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
-
-    def __setstate__(self, state: dict) -> None:
-        bare = {p: kept for p, kept in state['state'].items() if kept.keys() == {'anchor'}}
-        for p in bare:
-            del state['state'][p]
-        super().__setstate__(state)
-        self.state.update(bare)
-        self._bare = list(bare)
-        for group in self.param_groups:  # of a stock optimizer
-            for key, value in self._rollback_defaults.items():
-                group.setdefault(key, value)
-            group.setdefault('rollback_initial_lr', float(group['lr']))
-            group.setdefault('rollback_decided', False)
+            if isinstance(weight, torch.Tensor) or weight > 0:
+                params = [p for p in group['params'] if p.grad is not None and self._anchor(p) is not None]
+                batches.append((weight, params, [self._anchor(p) for p in params]))
+        for weight, params, anchors in fetched(batches, self._files):
+            if found_inf is not None:  # w = 0 where the kernel skipped, decided on the device: reading it would stall
+                weight = weight * (1 - found_inf)
+            if isinstance(weight, torch.Tensor):
+                on = {(p.device, p.dtype): weight.to(p.device, p.dtype) for p in params}
+                weight = [on[p.device, p.dtype] for p in params]
+            torch._foreach_lerp_(params, anchors, weight)

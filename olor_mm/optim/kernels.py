@@ -1,0 +1,150 @@
+"""Kernels of :mod:`olor_mm.optim.one_pass`, compiled by numba at their first call and cached.
+
+Every kernel takes addresses, uint64 of shape (tensors, columns), the numbers of elements, int64 of shape (tensors,),
+and scalars, float64 of shape (tensors, arguments), and updates the memory in place. All of that is float32.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numba import carray, config, njit, prange, set_num_threads, types
+from numba.extending import intrinsic
+
+CHUNK = 1 << 14  # elements that a thread takes at a time
+COMPILED = dict(nogil=True, cache=True, error_model='numpy', fastmath={'contract'})
+
+
+@intrinsic
+def _pointer(typing_context, address):
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.uint64), generate
+
+
+@njit(**COMPILED)
+def _span(address, start, size):
+    return carray(_pointer(address + np.uint64(4 * start)), np.uint64(size))
+
+
+@njit(**COMPILED)
+def _chunks(sizes):
+    """For every chunk of work the tensor it is of and its first element."""
+    count = 0
+    for size in sizes:
+        count += -(-size // CHUNK)
+    chunks, i = np.empty((count, 2), np.int64), 0
+    for tensor, size in enumerate(sizes):
+        for start in range(0, size, CHUNK):
+            chunks[i] = tensor, start
+            i += 1
+    return chunks
+
+
+@njit(**COMPILED)
+def _review(learned, anchor, w):
+    # either form is exact at its own end: w = 0 keeps what was learned, w = 1 the anchor
+    return learned + w * (anchor - learned) if w < 0.5 else anchor - (np.float32(1) - w) * (anchor - learned)
+
+
+@njit(**COMPILED)
+def _adam_chunk(P, G, A, M, V, lr, l2, decay, beta1, beta2, correction, eps, w):
+    for i in range(P.size):
+        g = G[i] + l2 * P[i]
+        m = M[i] + (np.float32(1) - beta1) * (g - M[i])
+        v = beta2 * V[i] + (np.float32(1) - beta2) * (g * g)
+        M[i], V[i] = m, v
+        P[i] = _review(decay * P[i] - lr * (m / (np.sqrt(v) * correction + eps)), A[i], w)
+
+
+@njit(parallel=True, **COMPILED)
+def adam(addresses, sizes, scalars):
+    """Columns: parameter, gradient, anchor, exp_avg, exp_avg_sq, step; ``step`` is advanced."""
+    for row in addresses:
+        _span(row[5], 0, 1)[0] += 1
+    chunks = _chunks(sizes)
+    for i in prange(len(chunks)):
+        tensor, start = chunks[i]
+        row, size = addresses[tensor], min(CHUNK, sizes[tensor] - start)
+        lr, l2, decay, beta1, beta2, eps, w = scalars[tensor]
+        step = _span(row[5], 0, 1)[0]
+        _adam_chunk(
+            _span(row[0], start, size),
+            _span(row[1], start, size),
+            _span(row[2], start, size),
+            _span(row[3], start, size),
+            _span(row[4], start, size),
+            np.float32(lr / (1 - beta1**step)),
+            np.float32(l2),
+            np.float32(decay),
+            np.float32(beta1),
+            np.float32(beta2),
+            np.float32(1 / math.sqrt(1 - beta2**step)),
+            np.float32(eps),
+            np.float32(w),
+        )
+
+
+@njit(**COMPILED)
+def _momentum_chunk(P, G, A, B, lr, l2, momentum, damped, nesterov, w):
+    for i in range(P.size):
+        g = G[i] + l2 * P[i]
+        b = momentum * B[i] + damped * g
+        B[i] = b
+        P[i] = _review(P[i] - lr * (g + momentum * b if nesterov else b), A[i], w)
+
+
+@njit(parallel=True, **COMPILED)
+def momentum_sgd(addresses, sizes, scalars):
+    """Columns: parameter, gradient, anchor, momentum_buffer."""
+    chunks = _chunks(sizes)
+    for i in prange(len(chunks)):
+        tensor, start = chunks[i]
+        row, size = addresses[tensor], min(CHUNK, sizes[tensor] - start)
+        lr, l2, momentum, dampening, nesterov, w = scalars[tensor]
+        _momentum_chunk(
+            _span(row[0], start, size),
+            _span(row[1], start, size),
+            _span(row[2], start, size),
+            _span(row[3], start, size),
+            np.float32(lr),
+            np.float32(l2),
+            np.float32(momentum),
+            np.float32(1 - dampening),
+            nesterov != 0,
+            np.float32(w),
+        )
+
+
+@njit(**COMPILED)
+def _sgd_chunk(P, G, A, lr, l2, w):
+    for i in range(P.size):
+        P[i] = _review(P[i] - lr * (G[i] + l2 * P[i]), A[i], w)
+
+
+@njit(parallel=True, **COMPILED)
+def sgd(addresses, sizes, scalars):
+    """Columns: parameter, gradient, anchor."""
+    chunks = _chunks(sizes)
+    for i in prange(len(chunks)):
+        tensor, start = chunks[i]
+        row, size = addresses[tensor], min(CHUNK, sizes[tensor] - start)
+        lr, l2, w = scalars[tensor]
+        _sgd_chunk(
+            _span(row[0], start, size),
+            _span(row[1], start, size),
+            _span(row[2], start, size),
+            np.float32(lr),
+            np.float32(l2),
+            np.float32(w),
+        )
+
+
+def run(kernel: str, addresses: list[list[int]], sizes: list[int], scalars: list[tuple]) -> None:
+    """Call a kernel of this module by name, on as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+    globals()[kernel](np.array(addresses, np.uint64), np.array(sizes, np.int64), np.array(scalars, np.float64))
+    if torch.get_num_threads() != threads:  # starting its threads, numba sets the number for all users of OpenMP
+        torch.set_num_threads(threads)
