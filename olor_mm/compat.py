@@ -1,12 +1,17 @@
 """Where the distributions of OpenMMLab differ, and what MMEngine takes for granted that is not so everywhere."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
+from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.device import get_device
 from mmengine.utils import is_installed
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 
 def resolve_config_scopes() -> None:
@@ -39,3 +44,63 @@ def use_cpu_processes(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model within DistributedDataParallel, FullyShardedDataParallel or torch.compile."""
+    while True:
+        inner = getattr(model, '_orig_mod', None) or getattr(model, 'module', None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@contextmanager
+def whole_parameters(model: nn.Module) -> Iterator[bool]:
+    """Show the parameters of a model that FSDP has sharded in their own shapes, which groups and layers go by.
+
+    Yields:
+        bool: Whether the model is sharded by FSDP.
+
+    Raises:
+        ValueError: If FSDP has merged the parameters into flat ones.
+    """
+    wrappers = [module for module in model.modules() if isinstance(module, FSDP)]
+    if not wrappers:
+        yield False
+        return
+    if not all(wrapper._use_orig_params for wrapper in wrappers):
+        raise ValueError(
+            'strategy.model_wrapper.use_orig_params=False: FSDP merges parameters of different layers into one, and '
+            'every layer has a level of its own; set model_wrapper=dict(use_orig_params=True)'
+        )
+    with FSDP.summon_full_params(model, writeback=False):
+        yield True
+
+
+def mend_fsdp_strategy() -> None:
+    """Make ``FSDPStrategy`` resume the state of an optimizer, and keep what an OLOR one remembers beside it.
+
+    MMEngine hands arguments to torch in an order that torch has changed since, so that no optimizer can be resumed.
+    """
+
+    def optim_state_dict(self: FSDPStrategy) -> dict:
+        upstream = getattr(self.optim_wrapper.optimizer, 'upstream', None)
+        state_dict = FSDP.optim_state_dict(self.model, self.optim_wrapper.optimizer)
+        for state in state_dict['state'].values():
+            places = [t.data_ptr() for t in state.values() if type(t) is torch.Tensor and t.numel() > 1]
+            if len(places) > len(set(places)):
+                raise RuntimeError(
+                    "strategy.state_dict_cfg='full': on CPU, torch gathers all of an optimizer's states into one "
+                    "buffer, which would save wrong ones; take state_dict_cfg='local'"
+                )
+        return {**state_dict, 'upstream': upstream} if upstream else state_dict
+
+    def load_optim_state_dict(self: FSDPStrategy, state_dict: dict) -> None:
+        optimizer = self.optim_wrapper.optimizer
+        upstream = state_dict.pop('upstream', None)
+        local = FSDP.optim_state_dict_to_load(model=self.model, optim=optimizer, optim_state_dict=state_dict)
+        self.optim_wrapper.load_state_dict({**local, 'upstream': upstream} if upstream else local)
+
+    FSDPStrategy.optim_state_dict = optim_state_dict
+    FSDPStrategy.load_optim_state_dict = load_optim_state_dict

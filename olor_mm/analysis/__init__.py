@@ -2,5 +2,6 @@
 
 from .drift import layer_drift
 from .retention import prediction_agreement
+from .upstream import restore_statistics, upstream_state
 
-__all__ = ['layer_drift', 'prediction_agreement']
+__all__ = ['layer_drift', 'prediction_agreement', 'restore_statistics', 'upstream_state']

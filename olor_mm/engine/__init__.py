@@ -4,20 +4,29 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 
-from ..compat import resolve_config_scopes
-from ..optim import SGDOLOR, AdamOLOR, AdamWOLOR
+from ..compat import mend_fsdp_strategy, resolve_config_scopes
+from ..optim.optimizers import registered
 from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from .constructor import OLOROptimWrapperConstructor
-from .hooks import ResumableRandomnessHook
+from .hooks import ConsolidateOptimizerHook, ResumableRandomnessHook
+from .optimizers import OLOR, ZeroRedundancyOptimizerOLOR
 
 resolve_config_scopes()
+mend_fsdp_strategy()
 
 for registry in (MMENGINE_OPTIMIZERS, OPTIMIZERS):
-    for optimizer in (AdamOLOR, AdamWOLOR, SGDOLOR):
+    for optimizer in (*registered().values(), ZeroRedundancyOptimizerOLOR, OLOR):
         registry.register_module(module=optimizer)
 for registry in (MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPER_CONSTRUCTORS):
     registry.register_module(module=OLOROptimWrapperConstructor)
 for registry in (MMENGINE_HOOKS, HOOKS):
-    registry.register_module(module=ResumableRandomnessHook)
+    for hook in (ConsolidateOptimizerHook, ResumableRandomnessHook):
+        registry.register_module(module=hook)
 
-__all__ = ['SGDOLOR', 'AdamOLOR', 'AdamWOLOR', 'OLOROptimWrapperConstructor', 'ResumableRandomnessHook']
+__all__ = [
+    'OLOR',
+    'ConsolidateOptimizerHook',
+    'OLOROptimWrapperConstructor',
+    'ResumableRandomnessHook',
+    'ZeroRedundancyOptimizerOLOR',
+]

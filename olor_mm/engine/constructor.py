@@ -1,16 +1,20 @@
 """From a config to an optimizer with layer-wise rollback."""
 
 import inspect
+from contextlib import AbstractContextManager
 
+from mmengine.dist import is_distributed
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import OPTIMIZERS
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, ZeroRedundancyOptimizer
 from torch import nn
 
-from ..layers import layer_index
-from ..optim import layer_penalty, with_rollback
+from ..compat import unwrapped, whole_parameters
+from ..layers import clean_name, layer_index
+from ..optim import layer_penalty
 from ..optim.penalty import check_rollback
+from ..optim.state import eager
 from ..pretrained import LoadRecord
+from .optimizers import OLOR, ZeroRedundancyOptimizerOLOR, flat_cfg, is_named, rollback_class
 from .selection import PretrainedSelection
 from .settings import WHERE, RollbackSettings, as_dict, check_keys
 
@@ -61,7 +65,18 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'optim_wrapper.rollback={optim_wrapper_cfg["rollback"]!r} stands in the wrong place: it belongs into '
                 'optim_wrapper.paramwise_cfg'
             )
+        for refused in ('DeepSpeedOptimWrapper', 'ColossalAIOptimWrapper'):
+            if is_named(optim_wrapper_cfg.get('type'), refused):
+                raise ValueError(
+                    f'optim_wrapper.type={refused!r} cannot be used with rollback: it replaces the parameters by '
+                    'partitions of its own, which have no pre-trained value to return to. Take OptimWrapper or '
+                    "AmpOptimWrapper, and to save memory optimizer=dict(type='ZeroRedundancyOptimizer', "
+                    "optimizer_type='AdamW', ...) or FSDPStrategy with use_orig_params=True."
+                )
         optimizer = as_dict(optim_wrapper_cfg.get('optimizer'), 'optimizer')
+        if is_named(optimizer.get('type'), OLOR):
+            optimizer = flat_cfg(optimizer)
+            optim_wrapper_cfg = {**optim_wrapper_cfg, 'optimizer': optimizer}
         custom_keys = as_dict(paramwise_cfg.get('custom_keys', {}), 'paramwise_cfg.custom_keys')
         # the default constructor makes groups only where there are options, and layers always need groups
         paramwise_cfg['rollback'] = self.settings
@@ -69,7 +84,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self.optimizer_cfg = self._rollback_optimizer(optimizer)
         for key, options in custom_keys.items():
             where = f'paramwise_cfg.custom_keys[{key!r}]'
-            known = inspect.signature(self.optimizer_cfg['type'].__bases__[-1]).parameters
+            known = inspect.signature(self.stepper.__bases__[-1]).parameters
             check_keys(as_dict(options, where), ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:]), where)
             check_rollback(options.get('rollback', 0.0), self.settings.coupling, where)
 
@@ -80,20 +95,31 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     f'optimizer.{key}={cfg[key]!r}: with this constructor, levels are set for each layer '
                     f'by {WHERE}, e.g. dict(max_level=1e-2, coupling={self.settings.coupling!r})'
                 )
-        base = cfg.get('type')
-        try:
-            if isinstance(base, str):
-                with OPTIMIZERS.switch_scope_and_registry(None) as registry:
-                    base = registry.get(base)
-            cls = with_rollback(base)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f'optimizer.type={cfg.get("type")!r}: {error}') from error
-        if cls is not base:
-            print_log(f'OLOR: optimizer {base.__name__} is replaced by {cls.__name__}', logger='current')
+        zero = any(is_named(cfg.get('type'), t) for t in (ZeroRedundancyOptimizer, ZeroRedundancyOptimizerOLOR))
+        if zero and not is_distributed():
+            raise ValueError(
+                f'optimizer.type={cfg["type"]!r} shards an optimizer over processes, and there is one: start several '
+                "with tools/dist_train.sh or torchrun and --launcher pytorch, or take optimizer=dict(type='AdamW', ...)"
+            )
+        key = 'optimizer_type' if zero else 'type'
+        if key not in cfg:
+            raise ValueError(f"optimizer.{key}=None: name an optimizer, e.g. optimizer=dict({key}='AdamW', lr=1e-4)")
+        self.stepper = rollback_class(cfg[key], f'optimizer.{key}')
+        if not is_named(cfg[key], self.stepper):
+            print_log(f'OLOR: optimizer {cfg[key]} is replaced by {self.stepper.__name__}', logger='current')
+        cls = ZeroRedundancyOptimizerOLOR if zero else self.stepper
         return dict(cfg, type=cls, rollback_coupling=self.settings.coupling)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        model = getattr(model, 'module', model)
+        with whole_parameters(model) as is_sharded:
+            if is_sharded and self.settings.pretrained == 'auto':
+                raise ValueError(
+                    f"{WHERE}.pretrained='auto': the model is sharded by FSDP, where loading cannot be watched; name "
+                    "what is pre-trained, e.g. pretrained=['backbone']"
+                )
+            return self._build(unwrapped(model))
+
+    def _build(self, model: nn.Module) -> OptimWrapper:
         record = LoadRecord(model)
         try:
             optim_wrapper = super().__call__(model)
@@ -105,7 +131,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'optimizer, add _delete_=True to optim_wrapper'
             ) from error
         optimizer = optim_wrapper.optimizer
-        selection = PretrainedSelection(model, record, self.settings)
+        names = {p: clean_name(name) for name, p in model.named_parameters()}
+        for group in optimizer.param_groups:
+            group['names'] = [names[p] for p in group['params']]
+        selection = PretrainedSelection(model, record, self.settings, optimizer.undecided())
         optimizer.select_pretrained = selection
         _check_at_start(optim_wrapper, selection)
         return optim_wrapper
@@ -156,30 +185,44 @@ def _merge(groups: list[dict], levels: dict[nn.Parameter, float]) -> list[dict]:
 
 
 def _check_at_start(optim_wrapper: OptimWrapper, selection: PretrainedSelection) -> None:
-    """Have the wrapper refuse to start where rollback would go wrong without a word.
+    """Have the wrapper refuse to start where rollback would go wrong without a word, and keep norm statistics.
 
-    Runners tell the wrapper its iteration when weights, and on resume its state, have been loaded: no hook of a config
-    is called at that point, and the first step would be an epoch of data loading later.
+    This is done before the first forward pass, which changes the statistics, and which models have within the wrapper's
+    ``optim_context``. No hook of a config runs between that and the loading of weights under every runner.
     """
     optimizer = optim_wrapper.optimizer
-    initialize = optim_wrapper.initialize_count_status
+    initialize, context = optim_wrapper.initialize_count_status, optim_wrapper.optim_context
+    first_iteration = 0
 
-    def checked(model: nn.Module, init_counts: int, max_counts: int) -> None:
+    def note_iteration(model: nn.Module, init_counts: int, max_counts: int) -> None:
+        nonlocal first_iteration
+        first_iteration = init_counts
         initialize(model, init_counts, max_counts)
+
+    @eager
+    def start() -> None:
+        optim_wrapper.optim_context = context
         groups = [group for group in optimizer.param_groups if not group['rollback_decided']]
         if not groups:
-            count = sum('anchor' in state for state in optimizer.state.values())
+            states = getattr(optimizer, 'optim', optimizer).state.values()
+            count = sum(state.get('anchor') is not None for state in states)
             selection.record.close()
             print_log(f'OLOR: goes on with the {count} anchors of the resumed run', logger='current')
             return
         for group in groups:  # auto_scale_lr may have changed it since
             group['rollback_initial_lr'] = float(group.get('initial_lr', group['lr']))
-        if init_counts and optimizer.undecided():
+        if first_iteration and optimizer.undecided():
             raise ValueError(
-                f'training was resumed at iteration {init_counts} from a checkpoint without the state of '
+                f'training was resumed at iteration {first_iteration} from a checkpoint without the state of '
                 'the optimizer, so the pre-trained values are not known any more. Resume from a checkpoint '
                 'saved with it (CheckpointHook save_optimizer=True), or start anew with load_from.'
             )
-        selection.require_some(optimizer.undecided())
+        selection.require_some()
+        optimizer.upstream = selection.copy_statistics()
 
-    optim_wrapper.initialize_count_status = checked
+    def start_and_enter(model: nn.Module) -> AbstractContextManager:
+        start()
+        return context(model)
+
+    optim_wrapper.initialize_count_status = note_iteration
+    optim_wrapper.optim_context = start_and_enter

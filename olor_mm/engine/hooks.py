@@ -62,3 +62,24 @@ class ResumableRandomnessHook(Hook):
     def _seed(runner, moment: int) -> int:
         # below 2^31: DataLoader workers add their number to it, and numpy takes 32 bits
         return (runner.seed + STRIDE * moment) % (2**31)
+
+
+class ConsolidateOptimizerHook(Hook):
+    """Gathers the state that ``ZeroRedundancyOptimizer`` spreads over processes before a checkpoint is saved.
+
+    MMEngine saves on the first process alone; gathering takes all of them.
+
+    Example:
+        >>> custom_hooks = [dict(type='ConsolidateOptimizerHook')]
+    """
+
+    def before_run(self, runner) -> None:
+        save = runner.save_checkpoint
+
+        def gather_and_save(*args, **kwargs):
+            optimizer = runner.optim_wrapper.optimizer
+            if kwargs.get('save_optimizer', True) and hasattr(optimizer, 'consolidate_state_dict'):
+                optimizer.consolidate_state_dict()
+            return save(*args, **kwargs)
+
+        runner.save_checkpoint = gather_and_save

@@ -1,12 +1,13 @@
 """Which parameters get an anchor."""
 
 import logging
+from functools import cached_property
 
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
-from ..layers import names_under
-from ..pretrained import LoadRecord
+from ..layers import clean_name, names_under
+from ..pretrained import LoadRecord, copy_statistics, statistics_states, summary
 from .settings import WHERE, RollbackSettings
 
 
@@ -17,31 +18,35 @@ class PretrainedSelection:
         model (nn.Module): The model without wrappers.
         record (LoadRecord): What was loaded into it since it was built.
         settings (RollbackSettings): ``pretrained`` of them decides.
+        candidates (list[Parameter]): The parameters that are trained and have a level above 0.
 
     Raises:
         ValueError: If a prefix matches no parameter.
     """
 
-    def __init__(self, model: nn.Module, record: LoadRecord, settings: RollbackSettings):
+    def __init__(
+        self, model: nn.Module, record: LoadRecord, settings: RollbackSettings, candidates: list[nn.Parameter]
+    ):
+        self.model = model
         self.pretrained = settings.pretrained
         self.is_on = settings.max_level > 0
         self.record = record
-        self.names = {p: name for name, p in model.named_parameters()}
+        self.candidates = candidates
+        self.names = {p: clean_name(name) for name, p in model.named_parameters()}
         self.claimed = set(self.names)
+        self.selected: set[nn.Parameter] | None = None
         if not isinstance(self.pretrained, str):
             names = self.names.values()
             under = {name for prefix in self.pretrained for name in names_under(prefix, names, f'{WHERE}.pretrained')}
             self.claimed = {p for p, name in self.names.items() if name in under}
 
-    def require_some(self, params: list[nn.Parameter]) -> None:
+    def require_some(self) -> None:
         """Refuse a run in which nothing would be rolled back though a level is set.
-
-        Args:
-            params (list[Parameter]): The parameters that are trained and have a level above 0.
 
         Raises:
             ValueError: The message says what to set.
         """
+        params = self.candidates
         if not params and self.is_on:
             raise ValueError(
                 f'{WHERE}.max_level is above 0, but no parameter that is trained has a level above 0: all of the '
@@ -64,7 +69,33 @@ class PretrainedSelection:
                 "e.g. ['backbone'], or raise min_level."
             )
 
+    @cached_property
+    def norm_layers(self) -> list[str]:
+        """Names of the pre-trained norm layers, with running statistics or without; asked before they change."""
+        is_auto = self.pretrained == 'auto'
+        loaded = set(self.record.unchanged_statistics(self.model))
+        weights = set(self.record.loaded(self.names)) if is_auto else self.claimed
+        modules = dict(self.model.named_modules())
+        return [
+            name
+            for name, state in statistics_states(self.model).items()
+            if (name in loaded if is_auto and state != 'none' else weights.intersection(modules[name].parameters()))
+        ]
+
+    def copy_statistics(self) -> dict[str, Tensor]:
+        """Running statistics of the pre-trained norm layers as they are now, by name."""
+        return copy_statistics(self.model, self.norm_layers)
+
     def __call__(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
+        if self.selected is None:  # with ZeRO every process asks for its own; the answer is for all of them
+            self.require_some()
+            self.selected = set(self._select(self.candidates))
+            self.record.close()
+            self._report()
+        later = [p for p in params if p not in self.names]  # groups that were added by hand
+        return [p for p in params if p in self.selected] + (later if self.pretrained == 'all' else [])
+
+    def _select(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
         loaded = self.record.loaded(params)
         if self.pretrained == 'auto':
             selected = self.record.unchanged(loaded)
@@ -80,10 +111,6 @@ class PretrainedSelection:
                     'loaded into them',
                     set(selected) - set(loaded),
                 )
-        if any(p in self.names for p in params):  # not for groups that were added by hand
-            self.require_some(params)
-        self.record.close()
-        self._report(params, selected)
         return selected
 
     def _warn(self, what: str, params: set) -> None:
@@ -92,19 +119,20 @@ class PretrainedSelection:
             shown = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
             print_log(f'OLOR: {len(names)} parameters {what}: {shown}', logger='current', level=logging.WARNING)
 
-    def _report(self, params: list[nn.Parameter], selected: list[nn.Parameter]) -> None:
-        chosen, parts = set(selected), {}
-        for p in params:
-            counts = parts.setdefault(self.names.get(p, 'added later').partition('.')[0], [0, 0])
-            counts[0] += p in chosen
+    def _report(self) -> None:
+        parts = {}
+        for p in self.candidates:
+            counts = parts.setdefault(self.names[p].partition('.')[0], [0, 0])
+            counts[0] += p in self.selected
             counts[1] += 1
         shares = ', '.join(f'{name} {some} of {total}' for name, (some, total) in parts.items())
-        size = sum(p.numel() * p.element_size() for p in selected) / 2**20
-        frozen = sum(not p.requires_grad for p in selected)
+        frozen = sum(not p.requires_grad for p in self.selected)
+        size = sum(p.numel() * p.element_size() for p in self.selected if p.requires_grad) / 2**20
         print_log(
-            f'OLOR: {len(selected)} of {len(params)} parameter tensors with a level above 0 are pre-trained and rolled '
-            f'back ({shares})'
-            + (f', {frozen} of them frozen at present' if frozen else '')
-            + f'; their anchors take {size:.1f} MiB',
+            f'OLOR: {len(self.selected)} of {len(self.candidates)} parameter tensors with a level above 0 are '
+            f'pre-trained and rolled back ({shares})'
+            + (f', {frozen} of them once they are trained: they are frozen now' if frozen else '')
+            + f'; that is {size:.1f} MiB of weights to return to. Pre-trained norm layers: '
+            + summary(self.model, self.norm_layers),
             logger='current',
         )

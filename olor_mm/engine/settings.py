@@ -39,6 +39,9 @@ class RollbackSettings:
     def from_cfg(cls, cfg: Mapping | None) -> 'RollbackSettings':
         """Read the section as it stands in a config; None or {} gives the defaults."""
         cfg = as_dict({} if cfg is None else cfg, WHERE)
+        for key in ('anchor_dtype', 'anchor_device', 'anchor_file'):
+            if key in cfg:
+                raise ValueError(f'{WHERE}.{key}={cfg[key]!r} stands in the wrong place: it belongs into optimizer')
         check_keys(cfg, [field.name for field in fields(cls)], WHERE)
         return cls(**cfg)
 

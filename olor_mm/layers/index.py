@@ -1,12 +1,19 @@
 """The layer index (i, n) of every parameter: i = 0 nearest the input, i = n after the backbone."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
 
 from torch import nn
 
 METHODS = ('block', 'tensor')
+WRAPPERS = re.compile(r'(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
+
+
+def clean_name(name: str) -> str:
+    """The name of a parameter without what FSDP, activation checkpointing and torch.compile put into it."""
+    return WRAPPERS.sub('', name)
 
 
 def layer_index(
@@ -69,7 +76,8 @@ def _own_depths(backbone: nn.Module, prefix: str, names: list[str]) -> dict[str,
     if not hasattr(backbone, 'get_layer_depth'):
         return None
     try:
-        depths = {name: backbone.get_layer_depth(prefix + name, prefix) for name in names}
+        clean = clean_name(prefix)
+        depths = {name: backbone.get_layer_depth(clean + clean_name(name), clean) for name in names}
     except (NotImplementedError, ValueError, KeyError, IndexError):  # of an architecture its author did not think of
         return None
     # its `num_layers` counts layers, head included: the head's own i is one less

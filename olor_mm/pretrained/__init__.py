@@ -1,5 +1,6 @@
-"""Which parameters really came out of a checkpoint. Imports torch and nothing of OpenMMLab."""
+"""Which parameters and statistics really came out of a checkpoint. Imports torch and nothing of OpenMMLab."""
 
 from .record import LoadRecord
+from .statistics import copy_statistics, statistics_states, summary
 
-__all__ = ['LoadRecord']
+__all__ = ['LoadRecord', 'copy_statistics', 'statistics_states', 'summary']

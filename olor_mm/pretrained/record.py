@@ -8,7 +8,7 @@ from torch import nn
 
 
 class LoadRecord:
-    """Watches a model and remembers every parameter that a ``state_dict`` was loaded into.
+    """Watches a model and remembers every parameter and buffer that a ``state_dict`` was loaded into.
 
     Both ``nn.Module.load_state_dict`` and MMEngine's loader run the pre-hooks registered here on every sub-module, last
     of all pre-hooks, so that keys and shapes are seen as the module itself will read them: renamed, resized, converted.
@@ -21,6 +21,7 @@ class LoadRecord:
 
     def __init__(self, model: nn.Module):
         self._loaded: dict[nn.Parameter, bytes] = {}
+        self._statistics: dict[nn.Module, bytes] = {}
         self._handles = [
             module._register_load_state_dict_pre_hook(self._before_load, with_module=True) for module in model.modules()
         ]
@@ -37,6 +38,11 @@ class LoadRecord:
         """Those of the parameters that still hold, bit for bit, the value that was last loaded into them."""
         return [p for p in self.loaded(parameters) if self._loaded[p] == _fingerprint(p)]
 
+    def unchanged_statistics(self, model: nn.Module) -> list[str]:
+        """Names of the norm layers whose running mean still is the one that was last loaded."""
+        layers = [(name, module) for name, module in model.named_modules() if module in self._statistics]
+        return [name for name, module in layers if self._statistics[module] == _fingerprint(module.running_mean)]
+
     def close(self) -> None:
         """Stop watching."""
         for handle in self._handles:
@@ -48,8 +54,13 @@ class LoadRecord:
             # torch also loads one number from a tensor of shape (1,), as old checkpoints have it
             if torch.is_tensor(value) and (value.shape == p.shape or (value.shape == (1,) and p.ndim == 0)):
                 self._loaded[p] = _fingerprint(value.detach().to(p.dtype))
+        mean, value = getattr(module, 'running_mean', None), state_dict.get(f'{prefix}running_mean')
+        if mean is not None and torch.is_tensor(value) and value.shape == mean.shape:
+            self._statistics[module] = _fingerprint(value.to(mean.dtype))
 
 
 def _fingerprint(value: torch.Tensor) -> bytes:
-    data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    value = value.detach()
+    value = value.full_tensor() if hasattr(value, 'full_tensor') else value  # sharded, as by FSDP2
+    data = value.cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.blake2b(data.numpy(), digest_size=16).digest()

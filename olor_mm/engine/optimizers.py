@@ -1,0 +1,150 @@
+"""Optimizers that only OpenMMLab has: those it registers from other packages, and its ZeRO."""
+
+from mmengine.optim import ZeroRedundancyOptimizer
+from mmengine.registry import OPTIMIZERS
+from torch.nn import Parameter
+
+from ..optim import Rollback, with_rollback
+from ..optim.state import check_loadable, settle_options
+from .settings import as_dict
+
+
+def is_named(given: str | type | None, target: str | type) -> bool:
+    """Whether a ``type`` of a config means this class or function, with or without the scope before it."""
+    names = [t.rpartition('.')[2] if isinstance(t, str) else getattr(t, '__name__', None) for t in (given, target)]
+    return given is not None and names[0] == names[1]
+
+
+def rollback_class(base: str | type, where: str) -> type:
+    """The OLOR version of an optimizer that is given as in a config.
+
+    Args:
+        base (str or type): Name in MMEngine's registry, e.g. ``'AdamW'``, or a class.
+        where (str): The key it stands at, for the message.
+
+    Raises:
+        ValueError: If there is no such optimizer or rollback has no meaning for it.
+    """
+    try:
+        found = base
+        if isinstance(base, str):
+            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+                found = registry.get(base)
+        return with_rollback(found)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f'{where}={base!r}: {error}') from error
+
+
+def flat_cfg(cfg: dict) -> dict:
+    """``dict(type='OLOR', base=dict(type='Lion', lr=1e-4), rollback=0.01)`` as the config of one optimizer.
+
+    Raises:
+        ValueError: If ``base`` is not the config of an optimizer, or an option stands in both.
+    """
+    example = "dict(type='OLOR', base=dict(type='Lion', lr=1e-4))"
+    base = cfg.get('base')
+    if not isinstance(base, dict) or 'type' not in base:
+        raise ValueError(f'optimizer.base={base!r} is not the config of an optimizer, as in {example}')
+    options = {key: value for key, value in cfg.items() if key not in ('type', 'base')}
+    for key in options:
+        if key in base:
+            raise ValueError(
+                f'optimizer.{key}={options[key]!r} and optimizer.base.{key}={base[key]!r}: keep one of them'
+            )
+    return {**base, **options}
+
+
+def OLOR(params, base: dict, **options) -> Rollback:
+    """The OLOR version of any optimizer that MMEngine has registered, its own and those of other packages.
+
+    Args:
+        params: Parameters or parameter groups.
+        base (dict): Config of the optimizer, with its ``type``.
+        **options: Arguments of :class:`olor_mm.optim.Rollback`, e.g. ``rollback``.
+
+    Raises:
+        ValueError: If there is no such optimizer or rollback has no meaning for it.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     constructor='OLOROptimWrapperConstructor',
+        ...     optimizer=dict(type='OLOR', base=dict(type='Lion', lr=1e-4, weight_decay=0.1)),
+        ...     paramwise_cfg=dict(rollback=dict(max_level=1e-2)))
+    """
+    cfg = flat_cfg(dict(type='OLOR', base=as_dict(base, 'optimizer.base'), **options))
+    return rollback_class(cfg.pop('type'), 'optimizer.base.type')(params, **cfg)
+
+
+class ZeroRedundancyOptimizerOLOR(ZeroRedundancyOptimizer):
+    """MMEngine's ZeRO over an OLOR optimizer: every process keeps states and anchors of its share of the parameters.
+
+    For runs with several processes; :class:`olor_mm.engine.ConsolidateOptimizerHook` is needed to save checkpoints.
+
+    Args:
+        params: Parameters or parameter groups, the same on every process.
+        optimizer_type (str): Name of the optimizer in MMEngine's registry, e.g. ``'AdamW'`` or ``'AdamWOLOR'``.
+        **options: Arguments of that optimizer and of :class:`olor_mm.optim.Rollback`.
+
+    Raises:
+        ValueError: If there is no such optimizer or rollback has no meaning for it.
+    """
+
+    def __init__(self, params, optimizer_type: str, **options):
+        cls = rollback_class(optimizer_type, 'optimizer.optimizer_type')
+        # MMEngine's own looks the type up in torch.optim alone
+        super(ZeroRedundancyOptimizer, self).__init__(list(params), cls, **options)
+        self.upstream = {}
+        self._is_gathered = False
+
+    @property
+    def select_pretrained(self):
+        """See :class:`olor_mm.optim.Rollback`; asked on every process for its own parameters."""
+        return self.optim.select_pretrained
+
+    @select_pretrained.setter
+    def select_pretrained(self, select) -> None:
+        self.optim.select_pretrained = select
+
+    def undecided(self) -> list[Parameter]:
+        """See :meth:`olor_mm.optim.Rollback.undecided`; of all processes together."""
+        groups = [group for group in self.param_groups if group['rollback'] > 0 and not group['rollback_decided']]
+        return [p for group in groups for p in group['params']]
+
+    def rollback_weight(self, group: dict) -> float:
+        """See :meth:`olor_mm.optim.Rollback.rollback_weight`."""
+        return self.optim.rollback_weight(group)
+
+    def step(self, closure=None, **kwargs):
+        self._is_gathered = False
+        return super().step(closure, **kwargs)
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Gather the state of all processes on one; to be called on all of them."""
+        super().consolidate_state_dict(to)
+        self._is_gathered = True
+
+    def state_dict(self) -> dict:
+        """The state of all processes, on the process it was gathered on.
+
+        Raises:
+            RuntimeError: If it was not gathered since the last step. MMEngine saves checkpoints on the first process
+                alone, where gathering would wait for the others for ever.
+        """
+        if not self._is_gathered:
+            raise RuntimeError(
+                'the state of ZeroRedundancyOptimizer is spread over the processes and was not gathered: set '
+                "custom_hooks=[dict(type='ConsolidateOptimizerHook')], or default_hooks.checkpoint.save_optimizer=False"
+            )
+        state_dict = super(ZeroRedundancyOptimizer, self).state_dict()
+        return {**state_dict, 'upstream': self.upstream} if self.upstream else state_dict
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load the state of all processes; each takes its share. See :meth:`olor_mm.optim.Rollback.load_state_dict`."""
+        check_loadable(type(self.optim).__name__, state_dict, self.param_groups)
+        before = [dict(group) for group in self.param_groups]
+        super().load_state_dict({**state_dict, 'state': dict(state_dict['state'])})
+        self.state.clear()  # torch leaves a second copy here
+        for groups in (self.param_groups, self.optim.param_groups):
+            settle_options(groups, before)
+        self.optim.adopt_anchors({p: state['anchor'] for p, state in self.optim.state.items() if 'anchor' in state})
+        self.upstream = state_dict.get('upstream', self.upstream)

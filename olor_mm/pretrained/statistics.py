@@ -1,0 +1,47 @@
+"""Running statistics of norm layers: no optimizer sees them, and the model's old task stands or falls with them."""
+
+from collections import Counter
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
+STATES = ('updated', 'frozen', 'none')
+
+
+def statistics_states(model: nn.Module) -> dict[str, str]:
+    """What happens to the running statistics of every norm layer in the mode that the model is in now.
+
+    Args:
+        model (nn.Module): A model; as in training after ``model.train()``, which is where ``norm_eval`` takes effect.
+
+    Returns:
+        dict[str, str]: Name of the layer to 'updated' (in every forward pass), 'frozen' (in eval mode: stock
+        ``norm_eval``, ``frozen_stages``) or 'none' (it normalises each sample and has no running statistics).
+    """
+    states = {}
+    for name, module in model.named_modules():
+        if getattr(module, 'running_mean', None) is not None:
+            states[name] = 'updated' if module.training else 'frozen'
+        elif 'Norm' in type(module).__name__ and any(True for _ in module.parameters(recurse=False)):
+            states[name] = 'none'
+    return states
+
+
+def summary(model: nn.Module, layers: Collection[str]) -> str:
+    """One line that says in which of the states these norm layers are."""
+    counts = Counter(state for name, state in statistics_states(model).items() if name in layers)
+    meaning = dict(
+        updated='updated in training, the pre-trained ones are kept beside the anchors',
+        frozen='frozen at their pre-trained values',
+        none='without running statistics',
+    )
+    return '; '.join(f'{counts[state]} {meaning[state]}' for state in STATES if counts[state]) or 'none'
+
+
+def copy_statistics(model: nn.Module, layers: Collection[str]) -> dict[str, torch.Tensor]:
+    """Running statistics of these layers, copied to host memory, by their names in ``model.state_dict()``."""
+    buffers = dict(model.named_buffers())
+    names = [f'{layer}.{kind}' for layer in layers for kind in STATISTICS]
+    return {name: buffers[name].detach().cpu().clone() for name in names if name in buffers}

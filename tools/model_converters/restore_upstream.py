@@ -1,0 +1,70 @@
+"""Put a fine-tuned model back into its upstream state, for the task it was pre-trained on.
+
+    python tools/model_converters/restore_upstream.py work_dirs/run/epoch_10.pth pretrained.pth upstream.pth
+
+Written is a checkpoint like the pre-trained one, to be used with its config: with the fine-tuned weights where both
+models have one of the same name and shape, with the running statistics of norm layers as they were before fine-tuning,
+and with the pre-trained weights everywhere else, in the old head first of all. The statistics are in the state of the
+optimizer, so the checkpoint must have been saved with it. Only open checkpoints of your own: as with MMEngine's tools,
+a fine-tuned checkpoint can carry code.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from mmengine.runner import CheckpointLoader
+
+from olor_mm.analysis import upstream_state
+
+
+def restore(finetuned: Path, pretrained: Path, out: Path, prefix: str = '') -> Counter:
+    """Write the checkpoint, and count where its tensors are from.
+
+    Args:
+        finetuned (Path): Checkpoint of the fine-tuned model, with the state of its OLOR optimizer.
+        pretrained (Path): What it was fine-tuned from.
+        out (Path): The file to write.
+        prefix (str): What the fine-tuned model puts before the names in ``pretrained``, e.g. ``'backbone.'``.
+
+    Raises:
+        ValueError: If a file is not there, the checkpoint has no statistics though the model needs some, or no name is
+            in both.
+    """
+    for file in (finetuned, pretrained):
+        if not file.is_file():
+            raise ValueError(f'{str(file)!r} is not a file')
+    checkpoint = CheckpointLoader.load_checkpoint(str(finetuned), map_location='cpu')
+    source = torch.load(pretrained, map_location='cpu', weights_only=True)
+    upstream = checkpoint.get('optimizer', {}).get('upstream', {})
+    state, origins = upstream_state(checkpoint['state_dict'], source.get('state_dict', source), upstream, prefix)
+    lost = [name for name, origin in origins.items() if 'running_' in name and origin == 'fine-tuned']
+    if lost:
+        raise ValueError(
+            f'{str(finetuned)!r} does not have the pre-trained running statistics of {len(lost)} buffers, like '
+            f'{lost[0]!r}: it must be a checkpoint of a run with OLOROptimWrapperConstructor, saved with its optimizer '
+            '(CheckpointHook save_optimizer=True)'
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state_dict=state), out)
+    return Counter(origins.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('finetuned', type=Path, help='checkpoint of the fine-tuned model')
+    parser.add_argument('pretrained', type=Path, help='checkpoint it was fine-tuned from')
+    parser.add_argument('out', type=Path, help='file to write')
+    parser.add_argument('--prefix', default='', help="what the fine-tuned model puts before its names: 'backbone.'")
+    args = parser.parse_args()
+    try:
+        counts = restore(args.finetuned, args.pretrained, args.out, args.prefix)
+    except ValueError as error:
+        sys.exit(f'restore_upstream: {error}')
+    print(f'{args.out}: ' + ', '.join(f'{count} tensors {origin}' for origin, count in counts.items()))
+
+
+if __name__ == '__main__':
+    main()
