@@ -1,6 +1,4 @@
 import copy
-import io
-import pickle
 import warnings
 
 import numpy as np
@@ -11,14 +9,6 @@ from torch import nn
 
 from olor_mm.optim import SGDOLOR, AdamOLOR, AdamWOLOR, Rollback, with_rollback
 
-OPTIMIZERS = {
-    AdamOLOR: (torch.optim.Adam, dict(lr=1e-2)),
-    AdamWOLOR: (torch.optim.AdamW, dict(lr=1e-2, weight_decay=0.05)),
-    SGDOLOR: (torch.optim.SGD, dict(lr=1e-2, momentum=0.9)),
-    with_rollback(torch.optim.NAdam): (torch.optim.NAdam, dict(lr=1e-2)),
-    with_rollback(torch.optim.RMSprop): (torch.optim.RMSprop, dict(lr=1e-2)),
-}
-every_optimizer = pytest.mark.parametrize('cls', OPTIMIZERS, ids=lambda cls: cls.__name__)
 SHAPES = ((5, 3), (7,), (2, 3, 2, 2))
 TOTAL, WARMUP = 100, 10
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
@@ -83,96 +73,6 @@ def test_equals_the_papers_rule(cls, reference, options, flags, dtype, tolerance
             warnings.simplefilter('ignore')  # SequentialLR passes an epoch that PyTorch itself deprecates
             scheduler.step()
     assert furthest > 0.02  # it did move
-
-
-@every_optimizer
-@pytest.mark.parametrize('foreach', [False, True])
-def test_without_rollback_it_is_the_base_optimizer_bit_for_bit(cls, foreach):
-    base, options = OPTIMIZERS[cls]
-    ours, theirs = parameters(), parameters()
-    with pytest.warns(UserWarning, match='rollback is 0 in every parameter group'):
-        take_steps(cls(ours, rollback=0.0, foreach=foreach, **options), ours, range(20))
-    take_steps(base(theirs, foreach=foreach, **options), theirs, range(20))
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
-
-
-@every_optimizer
-def test_full_rollback_stays_at_the_pretrained_weights(cls):
-    params = parameters()
-    start = copy.deepcopy(params)
-    take_steps(cls(params, rollback=1.0, rollback_coupling='constant', **OPTIMIZERS[cls][1]), params, range(10))
-    assert all(torch.equal(a, b) for a, b in zip(params, start))
-
-
-@every_optimizer
-def test_equals_base_optimizer_and_float64_lerp(cls):
-    """Whatever the base optimizer does in a step, the rollback is a lerp of its result."""
-    base, options = OPTIMIZERS[cls]
-    ours, theirs = parameters(torch.float64), parameters(torch.float64)
-    anchors = [p.detach().clone() for p in theirs]
-    optimizer, stock = cls(ours, rollback=0.2, **options), base(theirs, **options)
-    for step in range(10):
-        take_steps(optimizer, ours, [step], torch.float64)
-        take_steps(stock, theirs, [step], torch.float64)
-        for p, anchor in zip(theirs, anchors):
-            p.data = p.data - 0.2 * (p.data - anchor)
-    for a, b in zip(ours, theirs):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
-
-
-@every_optimizer
-def test_state_round_trip_in_the_middle_of_training(cls):
-    options = OPTIMIZERS[cls][1]
-    straight = parameters()
-    take_steps(cls(straight, rollback=0.1, **options), straight, range(20))
-
-    first = parameters()
-    optimizer = cls(first, rollback=0.1, **options)
-    take_steps(optimizer, first, range(8))
-    file = io.BytesIO()
-    torch.save((optimizer.state_dict(), first), file)
-    file.seek(0)
-    state, second = torch.load(file, weights_only=False)
-    resumed = cls(second, rollback=0.1, **options)
-    resumed.load_state_dict(state)
-    take_steps(resumed, second, range(8, 20))
-    assert all(torch.equal(a, b) for a, b in zip(straight, second))
-    for p, start in zip(second, parameters()):
-        assert torch.equal(resumed.state[p]['anchor'], start)
-
-
-@every_optimizer
-def test_copies_keep_rolling_back(cls):
-    straight = parameters()
-    optimizer = cls(straight, rollback=0.1, **OPTIMIZERS[cls][1])
-    take_steps(optimizer, straight, range(4))
-    copied_optimizer, copied = copy.deepcopy((optimizer, straight))
-    take_steps(optimizer, straight, range(4, 10))
-    take_steps(copied_optimizer, copied, range(4, 10))
-    assert all(torch.equal(a, b) for a, b in zip(straight, copied))
-
-
-@every_optimizer
-def test_a_parameter_without_gradient_is_left_alone_until_it_has_one(cls):
-    """Also when its state is saved in between: an anchor alone must not look like state of the base optimizer."""
-    options = OPTIMIZERS[cls][1]
-    late, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    optimizer = cls([late, other], rollback=0.5, rollback_coupling='constant', **options)
-    other.grad = torch.ones(3)
-    optimizer.step()
-    with torch.no_grad():
-        late.add_(1.0)  # something else moved it
-    optimizer.step()
-    assert torch.equal(late, torch.full((3,), 2.0))
-    resumed = cls([late, other], rollback=0.5, rollback_coupling='constant', **options)
-    resumed.load_state_dict(optimizer.state_dict())
-    late.grad, other.grad = torch.zeros(3), None
-    resumed.step()
-    expected = nn.Parameter(torch.full((3,), 2.0))
-    expected.grad = torch.zeros(3)
-    base, options = OPTIMIZERS[cls]
-    base([expected], **options).step()
-    torch.testing.assert_close(late.data, (expected.data + 1.0) / 2)
 
 
 def test_groups_added_later_are_anchored_at_their_first_step():
@@ -279,7 +179,7 @@ def test_resuming_with_other_levels_says_whose_are_used():
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
     resumed = AdamWOLOR(params, rollback=0.2)
-    with pytest.warns(UserWarning, match='other rollback levels or couplings'):
+    with pytest.warns(UserWarning, match=r'rollback=0\.1 where the configuration has 0\.2'):
         resumed.load_state_dict(optimizer.state_dict())
     assert resumed.param_groups[0]['rollback'] == 0.1
 
@@ -289,7 +189,8 @@ def test_resuming_with_other_groups_names_the_settings_they_follow_from():
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
     with pytest.raises(
-        ValueError, match=r'1 parameter groups \(sizes \[3\]\).*2 .*same max_level, min_level, power, layer_index'
+        ValueError,
+        match=r'1 parameter groups \(sizes \[3\]\).*2 .*same model, max_level, min_level, power, layer_index',
     ):
         AdamWOLOR([dict(params=params[:1]), dict(params=params[1:])], rollback=0.1).load_state_dict(
             optimizer.state_dict()
@@ -300,7 +201,7 @@ def test_a_changed_coupling_is_told():
     params = parameters()
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
-    with pytest.warns(UserWarning, match='couplings'):
+    with pytest.warns(UserWarning, match="rollback_coupling='lr' where the configuration has 'constant'"):
         AdamWOLOR(params, rollback=0.1, rollback_coupling='constant').load_state_dict(optimizer.state_dict())
 
 
@@ -368,18 +269,6 @@ def test_a_group_added_with_rate_zero_is_refused_when_the_rate_rises():
         optimizer.rollback_weight(optimizer.param_groups[0])
 
 
-@every_optimizer
-def test_pickling_keeps_class_and_anchors(cls):
-    params = parameters()
-    optimizer = cls(params, rollback=0.1, **OPTIMIZERS[cls][1])
-    take_steps(optimizer, params, range(2))
-    other, copied = pickle.loads(pickle.dumps((optimizer, params)))
-    assert type(other) is cls
-    take_steps(other, copied, [2])
-    take_steps(optimizer, params, [2])
-    assert all(torch.equal(a, b) for a, b in zip(params, copied))
-
-
 def test_step_hooks_run_once():
     """torch wraps the step of a class when the first of it is made; ours calls the base's step."""
     torch.optim.AdamW(parameters())
@@ -432,3 +321,12 @@ def test_factory_makes_any_optimizer_and_says_what_cannot_work():
             with_rollback(refused)
     with pytest.raises(TypeError, match='not a subclass'):
         with_rollback(nn.Linear)
+
+
+def test_an_anchor_of_another_shape_is_refused():
+    small, large = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(4))
+    optimizer = SGDOLOR([small], lr=0.1, rollback=0.1)
+    small.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(ValueError, match=r'an anchor of shape \(3,\) for a parameter, which has shape \(4,\) here'):
+        SGDOLOR([large], lr=0.1, rollback=0.1).load_state_dict(optimizer.state_dict())
