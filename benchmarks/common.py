@@ -1,5 +1,6 @@
 """What the benchmarks share: the models, optimizers as a config builds them, timing in turns, and tables."""
 
+import argparse
 import contextlib
 import csv
 import io
@@ -126,6 +127,15 @@ class Report:
             writer = csv.DictWriter(file, list(records[0]), lineterminator='\n')
             writer.writeheader()
             writer.writerows(records)
+
+
+def arguments(description: str, models: list[str], repeats: int, written: str) -> argparse.Namespace:
+    """The command line of a benchmark: ``models``, ``repeats`` and ``out``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--models', nargs='+', choices=models, default=models, help='default: all')
+    parser.add_argument('--repeats', type=int, default=repeats, help=f'rounds that are measured (default: {repeats})')
+    parser.add_argument('--out', type=Path, help=f'folder for {written}')
+    return parser.parse_args()
 
 
 def start(rounds: int) -> None:

@@ -5,7 +5,6 @@ python benchmarks/optimizer_step.py --models swin-t --repeats 5
 python benchmarks/optimizer_step.py --out docs/benchmarks    # writes table, plot and CSV
 """
 
-import argparse
 import copy
 import ctypes
 import multiprocessing
@@ -20,7 +19,7 @@ from pathlib import Path
 import matplotlib
 import psutil
 import torch
-from common import ADAMW, Report, console, in_turns, medians, olor_wrapper, start, stock_model, stock_wrapper
+from common import ADAMW, Report, arguments, console, in_turns, medians, olor_wrapper, start, stock_model, stock_wrapper
 from torch import nn
 from torch.optim import Optimizer
 
@@ -291,11 +290,7 @@ def plot(records: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Time and memory of one optimizer step')
-    parser.add_argument('--models', nargs='+', choices=list(MODELS), default=list(MODELS), help='default: all')
-    parser.add_argument('--repeats', type=int, default=25, help='rounds that are measured (default: 25)')
-    parser.add_argument('--out', type=Path, help='folder for optimizer_step.md, .csv and .png')
-    args = parser.parse_args()
+    args = arguments('Time and memory of one optimizer step', list(MODELS), 25, 'optimizer_step.md, .csv and .png')
     start(args.repeats)
     records = [record for name in args.models for record in benchmark(name, args.repeats)]
     result = report(shlex.join(['python', *sys.argv]), args.repeats, records)

@@ -5,17 +5,15 @@ python benchmarks/train_iteration.py --models swin-t --repeats 5
 python benchmarks/train_iteration.py --out docs/benchmarks   # writes table and CSV
 """
 
-import argparse
 import copy
 import shlex
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from common import ADAMW, Report, console, in_turns, medians, olor_wrapper, start, stock_model, stock_wrapper
+from common import ADAMW, Report, arguments, console, in_turns, medians, olor_wrapper, start, stock_model, stock_wrapper
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
@@ -81,11 +79,7 @@ def benchmark(name: str, repeats: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Time of a whole training iteration')
-    parser.add_argument('--models', nargs='+', choices=list(MODELS), default=list(MODELS), help='default: all')
-    parser.add_argument('--repeats', type=int, default=40, help='rounds that are measured (default: 40)')
-    parser.add_argument('--out', type=Path, help='folder for train_iteration.md and .csv')
-    args = parser.parse_args()
+    args = arguments('Time of a whole training iteration', list(MODELS), 40, 'train_iteration.md and .csv')
     start(args.repeats)
     records = [record for name in args.models for record in benchmark(name, args.repeats)]
     result = Report('A whole training iteration', shlex.join(['python', *sys.argv]))

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import olor_mm  # noqa: F401
-from olor_mm.analysis import layer_drift, prediction_agreement
+from olor_mm.analysis import layer_drift, prediction_agreement, upstream_state
 from olor_mm.layers import layer_index
 
 matplotlib.use('Agg')
@@ -133,11 +133,14 @@ class ImageNetClassifier:
             old_statistics (bool): Whether BatchNorm goes back to its pre-trained running statistics.
         """
         ours, theirs = layer_names('mmpretrain'), layer_names('mmdet')
-        state = dict(self.state)
-        for layer in ours:
-            for kind in ('weight', 'bias', 'running_mean', 'running_var'):
-                if f'backbone.{theirs[layer]}.{kind}' in detector and not (old_statistics and 'running' in kind):
-                    state[f'backbone.{ours[layer]}.{kind}'] = detector[f'backbone.{theirs[layer]}.{kind}']
+        renamed = {
+            f'backbone.{ours[layer]}.{kind}': detector[f'backbone.{theirs[layer]}.{kind}']
+            for layer in ours
+            for kind in ('weight', 'bias', 'running_mean', 'running_var')
+            if f'backbone.{theirs[layer]}.{kind}' in detector
+        }
+        kept = {name: self.state[name] for name in renamed if old_statistics and 'running' in name}
+        state, _ = upstream_state(renamed, self.state, kept)
         return prediction_agreement(self._scores(state), self.original)
 
     @torch.no_grad()

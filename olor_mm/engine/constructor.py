@@ -9,7 +9,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, ZeroRed
 from torch import nn
 
 from ..compat import unwrapped, whole_parameters
-from ..layers import clean_name, layer_index
+from ..layers import layer_index
 from ..optim import layer_penalty
 from ..optim.penalty import check_rollback
 from ..optim.state import eager
@@ -131,10 +131,9 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'optimizer, add _delete_=True to optim_wrapper'
             ) from error
         optimizer = optim_wrapper.optimizer
-        names = {p: clean_name(name) for name, p in model.named_parameters()}
-        for group in optimizer.param_groups:
-            group['names'] = [names[p] for p in group['params']]
         selection = PretrainedSelection(model, record, self.settings, optimizer.undecided())
+        for group in optimizer.param_groups:
+            group['names'] = [selection.names[p] for p in group['params']]
         optimizer.select_pretrained = selection
         _check_at_start(optim_wrapper, selection)
         return optim_wrapper

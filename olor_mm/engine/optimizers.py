@@ -2,7 +2,6 @@
 
 from mmengine.optim import ZeroRedundancyOptimizer
 from mmengine.registry import OPTIMIZERS
-from torch.nn import Parameter
 
 from ..optim import Rollback, with_rollback
 from ..optim.state import check_loadable, settle_options
@@ -105,14 +104,8 @@ class ZeroRedundancyOptimizerOLOR(ZeroRedundancyOptimizer):
     def select_pretrained(self, select) -> None:
         self.optim.select_pretrained = select
 
-    def undecided(self) -> list[Parameter]:
-        """See :meth:`olor_mm.optim.Rollback.undecided`; of all processes together."""
-        groups = [group for group in self.param_groups if group['rollback'] > 0 and not group['rollback_decided']]
-        return [p for group in groups for p in group['params']]
-
-    def rollback_weight(self, group: dict) -> float:
-        """See :meth:`olor_mm.optim.Rollback.rollback_weight`."""
-        return self.optim.rollback_weight(group)
+    undecided = Rollback.undecided  # here of all processes together
+    rollback_weight = Rollback.rollback_weight
 
     def step(self, closure=None, **kwargs):
         self._is_gathered = False

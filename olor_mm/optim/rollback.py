@@ -85,9 +85,7 @@ class Rollback(AnchoredState):
         where = f'parameter group {len(self.param_groups) - 1}'
         check_rollback(group['rollback'], group['rollback_coupling'], where)
         group.update(check_anchor_options(group, where), rollback=float(group['rollback']))
-        # not `initial_lr`: cyclic schedules set it to their lowest rate, and hand-written warm-ups to none
-        group.setdefault('rollback_initial_lr', float(group['lr']))
-        group.setdefault('rollback_decided', False)
+        self._complete(group)
 
     def undecided(self) -> list[torch.nn.Parameter]:
         """Parameters with ``rollback > 0`` for which the coming step decides whether they get an anchor."""

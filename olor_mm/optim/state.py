@@ -11,7 +11,8 @@ from .anchors import AnchorFiles, make_anchor, place_anchor, warn_of_missing
 
 NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
-eager = torch.compiler.disable if hasattr(torch, 'compiler') else torch._dynamo.disable
+# as torch does for its own optimizers: torch.compiler.disable would import the compiler here, half a second of it
+eager = torch._disable_dynamo
 
 
 class AnchoredState:
@@ -24,6 +25,13 @@ class AnchoredState:
         self._files = AnchorFiles()
         self.select_pretrained = None
         self.upstream = {}
+
+    def _complete(self, group: dict) -> None:
+        for key, value in self._rollback_defaults.items():
+            group.setdefault(key, value)
+        # not `initial_lr`: cyclic schedules set it to their lowest rate, and hand-written warm-ups to none
+        group.setdefault('rollback_initial_lr', float(group['lr']))
+        group.setdefault('rollback_decided', False)
 
     def _anchor(self, p: Parameter) -> Tensor | None:
         return self.state[p].get('anchor') if p in self.state else None
@@ -128,10 +136,7 @@ class AnchoredState:
         super().__setstate__(state)
         self.state.update(bare)
         for group in self.param_groups:  # of a stock optimizer
-            for key, value in self._rollback_defaults.items():
-                group.setdefault(key, value)
-            group.setdefault('rollback_initial_lr', float(group['lr']))
-            group.setdefault('rollback_decided', False)
+            self._complete(group)
 
 
 def _has_anchor(state: dict) -> bool:
