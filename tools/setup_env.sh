@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-NEEDED_GIB=14
+NEEDED_GIB=11
 venv=.venv
 stamp=$venv/.ready
 wanted=$(cat requirements/*.txt setup.py tools/setup_env.sh | sha256sum | cut -d' ' -f1)
