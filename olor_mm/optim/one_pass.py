@@ -36,7 +36,7 @@ class OnePass(Rollback):
         remaining, work = [], {}
         for group in self.param_groups:
             weight, call = self.rollback_weight(group), None
-            if group['fused'] and not group['maximize'] and isinstance(weight, float) and weight > 0:
+            if group.get('fused') and not group['maximize'] and isinstance(weight, float) and weight > 0:
                 call = self._kernel_call(group, weight)
             if call is None:
                 remaining.append(group)
@@ -57,7 +57,7 @@ class OnePass(Rollback):
     @torch.no_grad()
     def _lay_out_gradients(self) -> None:
         # torch's fused kernels on CPU read a gradient as if it lay in memory like its parameter
-        for p in chain.from_iterable(group['params'] for group in self.param_groups if group['fused']):
+        for p in chain.from_iterable(group['params'] for group in self.param_groups if group.get('fused')):
             if p.grad is not None and p.is_cpu and p.grad.layout == torch.strided and p.grad.stride() != p.stride():
                 p.grad = torch.empty_like(p, dtype=p.grad.dtype).copy_(p.grad)
 
@@ -110,7 +110,7 @@ class OnePassSGD(OnePass):
         # torch's fused kernel wants either all momentum buffers of a call or none, and a late parameter has none yet
         groups = []
         for group in super()._two_pass_groups(closure):
-            if closure is None and group['fused'] and group['momentum']:
+            if closure is None and group.get('fused') and group['momentum']:
                 known = [p for p in group['params'] if self.state.get(p, {}).get('momentum_buffer') is not None]
                 late = [p for p in group['params'] if self.state.get(p, {}).get('momentum_buffer') is None]
                 groups += [{**group, 'params': params} for params in (known, late) if params]

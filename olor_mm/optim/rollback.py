@@ -19,6 +19,8 @@ from .flags import fastest_flags, listed
 from .penalty import check_rollback
 from .state import AnchoredState, eager
 
+HOOKED = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
+
 
 class Rollback(AnchoredState):
     """Mixin that gives a ``torch.optim.Optimizer`` the review step of OLOR.
@@ -99,7 +101,7 @@ class Rollback(AnchoredState):
         groups, remaining = self.param_groups, self._two_pass_groups(closure)
         bare = self._hide_bare_anchors(remaining)
         base_step = super().step.__func__
-        if getattr(base_step, 'hooked', False):  # torch wraps `step` to run hooks; ours is wrapped already
+        if base_step.__code__ is HOOKED:  # torch wraps `step` to run hooks; ours is wrapped already
             base_step = base_step.__wrapped__
         try:
             self.param_groups = remaining
