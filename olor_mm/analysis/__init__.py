@@ -1,7 +1,16 @@
 """What fine-tuning did to a model: how far the weights went, and what the old classifier still makes of them."""
 
 from .drift import layer_drift
+from .execution import execution_order, order_violations, repeated_blocks
 from .retention import prediction_agreement
 from .upstream import restore_statistics, upstream_state
 
-__all__ = ['layer_drift', 'prediction_agreement', 'restore_statistics', 'upstream_state']
+__all__ = [
+    'execution_order',
+    'layer_drift',
+    'order_violations',
+    'prediction_agreement',
+    'repeated_blocks',
+    'restore_statistics',
+    'upstream_state',
+]

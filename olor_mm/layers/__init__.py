@@ -1,5 +1,5 @@
 """From a model to the layer index of its parameters. Imports torch and nothing of OpenMMLab."""
 
-from .index import METHODS, clean_name, layer_index, names_under
+from .index import METHODS, backbones, clean_name, layer_index, names_under
 
-__all__ = ['METHODS', 'clean_name', 'layer_index', 'names_under']
+__all__ = ['METHODS', 'backbones', 'clean_name', 'layer_index', 'names_under']

@@ -7,7 +7,11 @@ from numbers import Integral
 
 from torch import nn
 
+from .order import CONTAINERS, has_blocks, names_in_order
+
 METHODS = ('block', 'tensor')
+# what models of OpenMMLab call the parts that are pre-trained by themselves, those of images and those of text
+BACKBONES = re.compile(r'backbone|visual|(image|vision|visual|text|language|lang)_(backbone|encoder|model|tower)')
 WRAPPERS = re.compile(r'(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
 
 
@@ -21,15 +25,17 @@ def layer_index(
 ) -> dict[str, tuple[int, int]]:
     """Give every parameter of a model its layer i of n.
 
-    A backbone is any outermost sub-module that is called ``backbone``; a model without one is a backbone as a whole.
-    Everything outside of a backbone (neck, heads) has i = n.
+    A backbone is any outermost sub-module called ``backbone``, or as multi-modal models call theirs (``image_encoder``,
+    ``text_backbone``, ``language_model``, ...); a model without one is a backbone as a whole. Everything outside of a
+    backbone (neck, encoder and decoder of a DETR, heads) has i = n.
 
     Args:
         model (nn.Module): A model of OpenMMLab, timm, torchvision or one's own.
-        method (str): 'block' counts repeated blocks (residual, transformer, ... ) in the order of their registration:
-            the stem is 0, the k-th block is k, and n is the number of blocks + 1. Where a backbone has mmpretrain's
-            ``get_layer_depth``, that is used. 'tensor' counts parameter tensors from 0 to n, as the reference
-            implementation of arXiv 2401.10962 does.
+        method (str): 'block' counts repeated blocks (residual, transformer, ... ) in the order of the forward pass:
+            the stem is 0, the k-th block is k, and n is the number of blocks + 1. Parameters between two blocks belong
+            to the second, those after the last one to the last. Where a backbone has mmpretrain's ``get_layer_depth``,
+            that is used, unless it gives several blocks one layer or goes back. 'tensor' counts parameter tensors from
+            0 to n, as the reference implementation of arXiv 2401.10962 does.
         overrides (Mapping[str, int] or None): Prefix of a parameter's name to its i; the longest prefix wins.
 
     Returns:
@@ -44,18 +50,19 @@ def layer_index(
             'from prefixes of parameter names to layer numbers'
         )
     index: dict[str, tuple[int, int]] = {}
-    for prefix, backbone in _backbones(model):
+    for prefix, backbone in backbones(model):
         index.update(_index_backbone(backbone, prefix, method, whole_model=not prefix))
     deepest = max((n for _, n in index.values()), default=0) or 1
     index = {name: index.get(name, (deepest, deepest)) for name, _ in model.named_parameters()}
     return _override(index, overrides or {})
 
 
-def _backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Prefix (``'backbone.'``) and module of every backbone; ``''`` and the module itself if it has none."""
     found = []
     for name, child in module.named_modules():
         inside = any(name.startswith(outer) for outer in found)
-        if name.rpartition('.')[2] == 'backbone' and not inside:
+        if BACKBONES.fullmatch(name.rpartition('.')[2]) and not inside:
             found.append(f'{name}.')
             yield f'{name}.', child
     if not found:
@@ -66,48 +73,53 @@ def _index_backbone(backbone: nn.Module, prefix: str, method: str, whole_model: 
     names = [name for name, _ in backbone.named_parameters()]
     if method == 'tensor':
         return {prefix + name: (i, len(names) - 1) for i, name in enumerate(names)}
-    depths = _own_depths(backbone, prefix, names)
-    if depths is None:
-        depths = _block_depths(backbone, trailing_is_head=whole_model)
+    shown = set(names)  # of a shared parameter, its first name alone
+    ordered = [name for name in dict.fromkeys(names_in_order(backbone)) if name in shown]
+    block_names = {id(block): name for name, block in backbone.named_modules()}
+    blocks = {f'{block_names[id(block)]}.' for block in _blocks(backbone, outermost=True)}
+    block_of = {name: next((block for block in blocks if name.startswith(block)), None) for name in ordered}
+    depths = _own_depths(backbone, prefix, block_of) or _block_depths(backbone, block_of, trailing_is_head=whole_model)
     return {prefix + name: depths[name] for name in names}
 
 
-def _own_depths(backbone: nn.Module, prefix: str, names: list[str]) -> dict[str, tuple[int, int]] | None:
+def _own_depths(backbone: nn.Module, prefix: str, block_of: dict[str, str | None]) -> dict[str, tuple[int, int]] | None:
+    """What the backbone's ``get_layer_depth`` says, if it tells blocks apart and never decreases along the way."""
     if not hasattr(backbone, 'get_layer_depth'):
         return None
     try:
         clean = clean_name(prefix)
-        depths = {name: backbone.get_layer_depth(clean + clean_name(name), clean) for name in names}
+        depths = {name: backbone.get_layer_depth(clean + clean_name(name), clean) for name in block_of}
     except (NotImplementedError, ValueError, KeyError, IndexError):  # of an architecture its author did not think of
         return None
     # its `num_layers` counts layers, head included: the head's own i is one less
     depths = {name: (i, num_layers - 1) for name, (i, num_layers) in depths.items()}
-    if sum(i == n for i, n in depths.values()) > len(names) / 2:  # it does not know the names of its own parameters
-        return None
-    return {name: (0 if i == n and '.' not in name else i, n) for name, (i, n) in depths.items()}  # tokens
+    path = [i for i, _ in depths.values()]
+    layers_of = {(block, depths[name][0]) for name, block in block_of.items() if block is not None}
+    one_to_one = len(layers_of) == len({block for block, _ in layers_of}) == len({i for _, i in layers_of})
+    return depths if one_to_one and path == sorted(path) else None
 
 
-def _block_depths(backbone: nn.Module, trailing_is_head: bool) -> dict[str, tuple[int, int]]:
-    block_names = {id(block): name for name, block in backbone.named_modules()}
-    blocks = [f'{block_names[id(block)]}.' for block in _blocks(backbone, outermost=True)]
+def _block_depths(
+    backbone: nn.Module, block_of: dict[str, str | None], trailing_is_head: bool
+) -> dict[str, tuple[int, int]]:
+    numbers: dict[str, int] = {}  # of the blocks; the forward pass may leave one and come back to it
     depths: dict[str, int] = {}
-    if not blocks:  # a plain chain: every weight opens a layer, its bias and norm belong to it
+    waiting: list[str] = []  # parameters between two blocks, e.g. a downsampling layer, belong to the block they feed
+    for name, block in block_of.items():
+        if block is None:
+            waiting.append(name)
+            continue
+        depths.update(dict.fromkeys(waiting, len(numbers) + 1 if numbers and block not in numbers else len(numbers)))
+        depths[name] = numbers.setdefault(block, len(numbers) + 1)
+        waiting = []
+    if not numbers:  # a plain chain: every weight opens a layer, its bias and norm belong to it
+        ndims = {name: p.ndim for name, p in backbone.named_parameters()}
         weights = 0
-        for name, p in backbone.named_parameters():
-            weights += p.ndim > 1
+        for name in block_of:
+            weights += ndims[name] > 1
             depths[name] = max(weights - 1, 0)
         return {name: (i, weights) for name, i in depths.items()}
-    count = 0
-    waiting: list[str] = []  # parameters between two blocks, e.g. a downsampling layer, belong to the block they feed
-    for name, _ in backbone.named_parameters():
-        if any(name.startswith(block) for block in blocks[max(count - 1, 0) : count + 1]):
-            if not (count and name.startswith(blocks[count - 1])):
-                count += 1
-                depths.update(dict.fromkeys(waiting, count if count > 1 else 0))
-                waiting = []
-            depths[name] = count
-        else:
-            waiting.append(name)
+    count = len(numbers)
     depths.update(dict.fromkeys(waiting, count + 1 if trailing_is_head else count))
     first = min(depths.values())  # 1 where the stem is itself built like a block
     return {name: (i - first, count + 1 - first) for name, i in depths.items()}
@@ -119,8 +131,8 @@ def _blocks(module: nn.Module, outermost: bool = False) -> list[nn.Module]:
     A block has at least two weights and no series of blocks of one class in it; a module with such a series is a stage
     and stands for the blocks in it.
     """
-    if sum(p.ndim > 1 for p in module.parameters()) < 2:
-        return []  # a convolution with its norm, a patch embedding, a norm
+    if not has_blocks(module) or 'weight' in dict(module.named_parameters(recurse=False)):
+        return []  # an operator, as a deformable convolution with that of its offsets
     inner = [block for child in module.children() for block in _blocks(child)]
     plain_container = type(module).__name__ in ('Sequential', 'ModuleList', 'ModuleDict')
     is_stage = any(_has_series(m, inner) for m in module.modules())
@@ -130,7 +142,7 @@ def _blocks(module: nn.Module, outermost: bool = False) -> list[nn.Module]:
 
 
 def _has_series(container: nn.Module, blocks: list[nn.Module]) -> bool:
-    if not isinstance(container, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+    if not isinstance(container, CONTAINERS):
         return False
     series = [type(child) for child in container.children() if any(child is block for block in blocks)]
     return len(series) > len(set(series))
