@@ -148,10 +148,10 @@ def _with_rollback(wrapper: dict, report: RollbackReport) -> dict:
     kept = {key: value for key, value in (theirs or {}).items() if key in STOCK_KEYS}
     rollback = dict(max_level=RollbackSettings().max_level)
     # keys of another constructor would be refused; _delete_ also replaces a paramwise_cfg of None
-    shown = f'rollback={rollback}' if kept == theirs else f'_delete_=True, rollback={rollback}, **{kept}'
+    others = '' if kept == theirs else ''.join(f', {key}={value!r}' for key, value in dict(_delete_=True, **kept).items())
     report.lines_to_add = (
         "optim_wrapper = dict(\n    constructor='olor_mm.OLOROptimWrapperConstructor',\n"
-        f'    paramwise_cfg=dict({shown}))'
+        f'    paramwise_cfg=dict(rollback=dict(max_level={rollback["max_level"]}){others}))'
     )
     return {**wrapper, 'constructor': OLOROptimWrapperConstructor, 'paramwise_cfg': dict(kept, rollback=rollback)}
 
