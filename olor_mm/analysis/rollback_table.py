@@ -148,7 +148,9 @@ def _with_rollback(wrapper: dict, report: RollbackReport) -> dict:
     kept = {key: value for key, value in (theirs or {}).items() if key in STOCK_KEYS}
     rollback = dict(max_level=RollbackSettings().max_level)
     # keys of another constructor would be refused; _delete_ also replaces a paramwise_cfg of None
-    others = '' if kept == theirs else ''.join(f', {key}={value!r}' for key, value in dict(_delete_=True, **kept).items())
+    others = (
+        '' if kept == theirs else ''.join(f', {key}={value!r}' for key, value in dict(_delete_=True, **kept).items())
+    )
     report.lines_to_add = (
         "optim_wrapper = dict(\n    constructor='olor_mm.OLOROptimWrapperConstructor',\n"
         f'    paramwise_cfg=dict(rollback=dict(max_level={rollback["max_level"]}){others}))'
@@ -167,21 +169,17 @@ class _Images(torch.utils.data.Dataset):
 
 
 def _train_loader(cfg: Config, images: int | None, report: RollbackReport) -> torch.utils.data.DataLoader:
-    given, why = cfg.train_dataloader, f'--images {images}'
+    given, loader, why = cfg.train_dataloader, None, f'--images {images}'
     batch_size = given.get('batch_size') or 1
     if images is None:
         try:
             loader = Runner.build_dataloader(given)
-            why, images = 'the data set here', len(loader.dataset)
+            images, why = len(loader.dataset), 'the data set here'
         except Exception as error:  # whatever data sets of any library raise where there is no data
-            why = f'the data set is not here ({str(error).splitlines()[-1] if str(error) else type(error).__name__})'
-            loader = None
-    else:
-        loader = None
+            why = f'the data set cannot be read here ({type(error).__name__}: {error})'
     if loader is None:
         options = {key: given[key] for key in ('drop_last', 'num_batch_per_epoch') if key in given}
-        sampler = dict(type='DefaultSampler', shuffle=False)
-        dataset = _Images(images or UNKNOWN_EPOCH * batch_size)
+        dataset, sampler = _Images(images or UNKNOWN_EPOCH * batch_size), dict(type='DefaultSampler', shuffle=False)
         loader = Runner.build_dataloader(dict(dataset=dataset, sampler=sampler, batch_size=batch_size, **options))
     if images:
         report.steps_per_epoch = len(loader) / (cfg.optim_wrapper.get('accumulative_counts') or 1)
@@ -211,8 +209,10 @@ def _load_weights(runner: Runner, load_from: str | None, report: RollbackReport)
             try:
                 state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
             except Exception as error:  # not there, or of a store whose client is not installed
-                report.sources[checkpoint] = f'declared, not verified: {error}'
+                report.sources[checkpoint] = f'declared, not verified: {error}'.rstrip('.')
                 load_state_dict(module, module.state_dict())  # as if it held every weight of the module
+                if '://' not in checkpoint:
+                    report.warnings.append(f'{checkpoint} is not here: training would stop when it is to be loaded.')
             else:
                 with _named(f'{checkpoint} cannot be loaded'):
                     load()
@@ -283,7 +283,9 @@ def _walk_schedule(runner: Runner, report: RollbackReport) -> list[list[dict]]:
             top_rate, top, report.top_iteration = highest_rate(), options(), iteration
     end, report.iterations = options(), loop.max_iters
     optimizer.param_groups = groups
-    return [[{**point[kind], 'rollback': g['rollback']} for kind, g in zip(kinds, groups)] for point in (start, top, end)]
+    return [
+        [{**point[kind], 'rollback': g['rollback']} for kind, g in zip(kinds, groups)] for point in (start, top, end)
+    ]
 
 
 def _fill(model, optimizer, origins: dict, points: list[list[dict]], settings: RollbackSettings, report) -> None:
@@ -337,13 +339,13 @@ def _warn(cfg: Config, settings: RollbackSettings, report: RollbackReport) -> No
             "coupling='lr' without a param_scheduler: w stays at lambda to the end, as with coupling='constant'."
         )
     # without a gradient, a step leaves (1 - w) (1 - lr decay) theta + w theta_0: at rest theta is this share of theta_0
-    rest = [(row.w[1] / (row.w[1] + row.lr[1] * (row.weight_decay or 0.0)), row) for row in rows if row.w[1]]
-    against = sorted({row.layer for share, row in rest if share < 0.9})
+    rest = [(row.w[1] / (row.w[1] + row.lr[1] * (row.weight_decay or 0.0)), row.layer) for row in rows if row.w[1]]
+    against = sorted({layer for share, layer in rest if share < 0.9})
     if against:
         report.warnings.append(
-            f'Weight decay pulls to zero what rollback pulls to its pre-trained value: left alone, layers '
-            f'{against[0]} to {against[-1]} would come to rest at down to {min(share for share, _ in rest):.0%} of it. '
-            'Lower weight_decay there (custom_keys, decay_mult) or raise the level.'
+            'Weight decay pulls to zero what rollback pulls to its pre-trained value: left alone, those of layer '
+            f'{", ".join(map(str, against))} would come to rest at down to {min(rest)[0]:.0%} of it. Lower '
+            'weight_decay there (custom_keys, decay_mult) or raise the level.'
         )
 
 
@@ -359,7 +361,11 @@ def _named(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Drop what the libraries print and warn of on their own account."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter('ignore')
         yield
 

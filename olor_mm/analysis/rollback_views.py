@@ -12,7 +12,8 @@ from rich.table import Table
 
 from .rollback_table import CLAIMED, NEW, Parameter, RollbackReport
 
-BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#BBBBBB'  # of Okabe and Ito: told apart by colour-blind readers as well
+# of Okabe and Ito: told apart by colour-blind readers as well
+BLUE, ORANGE, YELLOW, GREY = '#0072B2', '#D55E00', '#F0E442', '#999999'
 NONE = '-'
 
 
@@ -23,16 +24,23 @@ def by_layer(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
 
 
 def modules_of(layers: list[list[Parameter]]) -> list[list[str]]:
-    """For each layer the outermost modules all of whose parameters are in it."""
+    """For each layer the outermost modules all of whose parameters are in it, siblings as ``parent.{a, b}``."""
     inside: dict[str, set[int]] = {}
     paths = [[_prefixes(row.name) for row in rows] for rows in layers]
     for number, names in enumerate(paths):
         for prefix in (prefix for name in names for prefix in name):
             inside.setdefault(prefix, set()).add(number)
-    return [
-        list(dict.fromkeys(next(prefix for prefix in name if len(inside[prefix]) == 1) for name in names))
-        for names in paths
-    ]
+    found = []
+    for names in paths:
+        outermost = dict.fromkeys(next(prefix for prefix in name if len(inside[prefix]) == 1) for name in names)
+        siblings: dict[str, list[str]] = {}
+        for prefix in outermost:
+            parent, dot, name = prefix.rpartition('.')
+            siblings.setdefault(parent + dot, []).append(name)
+        found.append(
+            [p + (', '.join(n) if not p else f'{{{", ".join(n)}}}' if n[1:] else n[0]) for p, n in siblings.items()]
+        )
+    return found
 
 
 def _prefixes(name: str) -> list[str]:
@@ -77,10 +85,13 @@ def print_report(report: RollbackReport, console: Console, per_parameter: bool =
     marks = {NEW: NEW, CLAIMED: CLAIMED, **numbers}
     console.print(_what_table(layers, marks))
     for checkpoint, number in numbers.items():
-        console.print(f'{number} {checkpoint}: {report.sources[checkpoint]}', markup=False, highlight=False)
+        console.print(f'{number} {checkpoint}', markup=False, highlight=False, soft_wrap=True)
+        console.print(f'    {report.sources[checkpoint]}', markup=False, highlight=False)
     console.print(_how_table(layers, report))
     if per_parameter:
-        console.print(_parameter_table(report, marks))
+        for line in _parameter_lines(report, marks):
+            console.print(line, markup=False, highlight=False)
+        console.print()
     _print_summary(report, console)
 
 
@@ -93,9 +104,9 @@ def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
 
 def _what_table(layers: list[list[Parameter]], marks: dict[str, str]) -> Table:
     table = _table(
-        '\nWhat is in each layer (0 is nearest the input)',
-        *('layer', 'modules', 'parameters', 'pre-trained by', 'frozen', 'norm statistics', 'anchors'),
-        left=('modules', 'pre-trained by', 'frozen', 'norm statistics'),
+        'What is in each layer (0 is nearest the input)',
+        *('layer', 'modules', 'parameters', 'source', 'frozen', 'norm\nstatistics', 'anchors\n(MiB)'),
+        left=('modules', 'source', 'frozen', 'norm\nstatistics'),
     )
     for rows, modules in zip(layers, modules_of(layers)):
         sources = {source: sum(row.source == source for row in rows) for source in marks}
@@ -106,16 +117,16 @@ def _what_table(layers: list[list[Parameter]], marks: dict[str, str]) -> Table:
             ', '.join(_share(some, rows, marks[source]) for source, some in sources.items() if some),
             _share(sum(row.frozen for row in rows), rows, 'yes'),
             ', '.join(sorted({row.norm for row in rows if row.norm})) or NONE,
-            f'{sum(row.anchor_bytes for row in rows) / 2**20:.2f} MiB',
+            f'{sum(row.anchor_bytes for row in rows) / 2**20:.2f}',
         )
     return table
 
 
 def _how_table(layers: list[list[Parameter]], report: RollbackReport) -> Table:
+    top = f'iteration {report.top_iteration:,}, after warm-up' if report.top_iteration else 'the same, without warm-up'
     table = _table(
-        f'\nHow strongly each is pulled back: w is the share of the way that a step takes\nstart: iteration 0; '
-        f'top: iteration {report.top_iteration:,}, the first at the highest rate, after any warm-up; end: the last '
-        f'of {report.iterations:,}',
+        '\nHow strongly each layer is pulled back: w is the share of the way that a step takes\n'
+        f'start: iteration 0; top: {top}; end: the last of {report.iterations:,}',
         *('layer', 'lr at top', 'weight decay', 'lambda', 'w at start', 'w at top', 'w at end'),
         *('half-life\nsteps', 'half-life\nepochs'),
     )
@@ -138,26 +149,25 @@ def _in_epochs(half_lives: Iterable[float | None], report: RollbackReport) -> li
     return [half / report.steps_per_epoch for half in half_lives if half and report.steps_per_epoch]
 
 
-def _parameter_table(report: RollbackReport, marks: dict[str, str]) -> Table:
-    table = _table(
-        '\nEvery parameter',
-        *('parameter', 'layer', 'number', 'by', 'norm', 'lr at top', 'decay', 'lambda', 'w at top', 'half-life'),
-        left=('parameter', 'by', 'norm'),
-    )
+def _parameter_lines(report: RollbackReport, marks: dict[str, str]) -> Iterable[str]:
+    """Two lines each: names can be as long as a line."""
+    yield 'Every parameter'
+    columns = ('layer', 'number', 'source', 'frozen', 'norm', 'lr at top', 'decay', 'lambda', 'w at top', 'half-life')
+    yield _aligned(columns)
     for row in report.parameters:
-        table.add_row(
-            row.name,
-            f'{row.layer}',
-            _count(row.number),
-            marks[row.source] + ' frozen' * row.frozen,
-            row.norm or NONE,
+        yield row.name
+        figures = (
             _span(row.lr[1:2]),
             _span([row.weight_decay]),
             _span([row.level]),
-            _span([row.w[1]]) if any(row.w) else NONE,
-            _span([row.half_life], _steps),
+            _span(row.w[1:2] if any(row.w) else ()),
         )
-    return table
+        kind = (_count(row.number), marks[row.source], 'yes' if row.frozen else NONE, row.norm or NONE)
+        yield _aligned((str(row.layer), *kind, *figures, _span([row.half_life], _steps)))
+
+
+def _aligned(cells: Iterable[str]) -> str:
+    return ''.join(f'{cell:>{width}}' for cell, width in zip(cells, (7, 10, 9, 8, 9, 11, 9, 11, 11, 11)))
 
 
 def _print_summary(report: RollbackReport, console: Console) -> None:
@@ -166,8 +176,8 @@ def _print_summary(report: RollbackReport, console: Console) -> None:
     frozen = [row for row in rows if row.frozen]
     lines = [
         f'Rolled back: {len(held)} of {len(rows)} parameter tensors, {_count(sum(row.number for row in held))} of '
-        f'{_count(sum(row.number for row in rows))} parameters; frozen: {len(frozen)} tensors, which get an anchor '
-        'once they are trained',
+        f'{_count(sum(row.number for row in rows))} parameters'
+        + (f'; frozen: {len(frozen)} tensors, which get an anchor once they are trained' if frozen else ''),
         f'Anchors: {sum(row.anchor_bytes for row in rows) / 2**20:.1f} MiB of memory',
         f'Norm layers that were pre-trained: {report.norms}',
         f'One process; {report.data}',
@@ -178,7 +188,6 @@ def _print_summary(report: RollbackReport, console: Console) -> None:
             'Declared checkpoints are not here and were not looked at: they are taken to hold every weight of the '
             'module that names them. Put them into the cache, or train once, to see what really is in them'
         )
-    console.print()
     for line in lines:
         console.print(f'- {line}.', highlight=False, markup=False)
     for warning in report.warnings:
@@ -193,10 +202,11 @@ def write_csv(report: RollbackReport, file: Path) -> None:
     """
     with open(file, 'w', newline='') as stream:
         writer = csv.writer(stream)
-        writer.writerow(
+        names = (
             'parameter,layer,layers,number,source,source_status,frozen,norm_statistics,lr_start,lr_top,lr_end,'
-            'weight_decay,lambda,w_start,w_top,w_end,half_life_steps,half_life_epochs,anchor_bytes'.split(',')
+            'weight_decay,lambda,w_start,w_top,w_end,half_life_steps,half_life_epochs,anchor_bytes'
         )
+        writer.writerow(names.split(','))
         for row in report.parameters:
             writer.writerow(
                 [row.name, row.layer, row.layers, row.number, row.source, report.sources.get(row.source, '')]
@@ -222,33 +232,37 @@ def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     levels = [max((row.level or 0.0 for row in rows), default=0.0) for rows in layers]
-    for label, colour, hatch, wanted in (
-        ('lambda of layers that are rolled back', BLUE, None, True),
-        ('lambda of layers that are new or frozen: without effect', GREY, '///', False),
-    ):
-        chosen = [i for i in places if bool(held[i]) == wanted and levels[i]]
-        if chosen:
-            style = dict(color=colour) if hatch is None else dict(color='white', edgecolor=colour, hatch=hatch)
-            axes.bar(chosen, [levels[i] for i in chosen], width=0.8, label=label, **style)
+    shown = [i for i in places if held[i]]
+    idle = [i for i in places if not held[i]]
+    axes.bar(shown, [levels[i] for i in shown], color=BLUE, label='lambda of layers that are rolled back')
+    if any(levels[i] for i in idle):
+        label = 'lambda of layers that are not: without effect'
+        axes.bar(idle, [levels[i] for i in idle], color='white', edgecolor=GREY, hatch='///', label=label)
+    for i in idle:
+        states = {'frozen' if row.frozen else 'new' if row.source == NEW else 'lambda 0' for row in layers[i]}
+        box = dict(facecolor='white', edgecolor='none', pad=1)
+        axes.annotate(
+            ', '.join(sorted(states)), (i, 0), (0, 4), rotation=90, ha='center', textcoords='offset points', bbox=box
+        )
     for point, label, marker, colour in (
         (0, 'w at the first step', 'o', 'white'),
-        (1, f'w at the highest rate (iteration {report.top_iteration:,})', 'D', '#F0E442'),
+        (1, f'w at the highest rate (iteration {report.top_iteration:,})', 'D', YELLOW),
         (2, 'w at the last step', 'v', ORANGE),
     ):
-        shown = [i for i in places if held[i]]
         heights = [max(row.w[point] for row in held[i]) for i in shown]
         axes.plot(shown, heights, marker, color=colour, markeredgecolor='black', label=label, clip_on=False, zorder=3)
-    names = [names[0] for names in modules_of(layers)] if len(layers) <= 40 else []
-    if names:
+    if len(layers) <= 40:
+        names = [names[0] + ', ...' * (len(names) > 1) for names in modules_of(layers)]
         labels = [f'{name.removeprefix("backbone.")}  {rows[0].layer}' for name, rows in zip(names, layers)]
         axes.set_xticks(places, labels, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
-    axes.set(title=title, ylim=(0, max(levels) * 1.05 or 1), xlim=(-0.7, len(layers) - 0.3))
+    axes.set(ylim=(0, max(levels) * 1.05 or 1), xlim=(-0.7, len(layers) - 0.3))
     axes.set_xlabel('layer i, from the input (left) to neck and head (right)')
-    axes.set_ylabel('share of the way back to the pre-trained weights per step')
+    axes.set_ylabel('lambda, w (share of the way back per step)')
     halves = axes.secondary_yaxis('right')
     ticks = [tick for tick in axes.get_yticks() if 0 < tick <= axes.get_ylim()[1]]
     halves.set_yticks(ticks, [_steps(math.log(2) / tick) for tick in ticks])
     halves.set_ylabel('half-life of a deviation (steps)')
     axes.spines[['top']].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(title)
     figure.savefig(file, dpi=150)

@@ -16,7 +16,7 @@ from olor_mm.analysis.rollback_table import examine
 from olor_mm.analysis.rollback_views import plot_levels, print_report, write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from launch import config_parser, load_config  # noqa: E402
+from launch import config_parser, load_config
 
 
 def main() -> None:
@@ -44,14 +44,17 @@ def main() -> None:
         cfg.load_from = args.load_from
     try:
         report = examine(cfg, args.images)
-        # in a terminal as wide as that is; into a file or a pipe, the 100 columns that the tables are made for
-        print_report(report, Console(width=None if sys.stdout.isatty() else 100), args.parameters)
+    except ValueError as error:
+        sys.exit(f'print_rollback: {args.config}: {error}')
+    # in a terminal as wide as that is; into a file or a pipe, the 100 columns that the tables are made for
+    print_report(report, Console(width=None if sys.stdout.isatty() else 100), args.parameters)
+    try:
         if args.csv:
             write_csv(report, args.csv)
         if args.plot:
             plot_levels(report, args.plot, f'Rollback of {Path(args.config).stem}')
     except (ValueError, OSError) as error:
-        sys.exit(f'print_rollback: {args.config}: {error}')
+        sys.exit(f'print_rollback: nothing was written: {error}. Name a file that can be, .csv and .png')
 
 
 if __name__ == '__main__':
