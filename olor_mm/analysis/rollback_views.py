@@ -79,7 +79,7 @@ def print_report(report: RollbackReport, console: Console, per_parameter: bool =
     """
     if report.lines_to_add:
         console.print('[bold]This config has no rollback.[/] Shown is what it would be with these lines added:\n')
-        console.print(report.lines_to_add + '\n', markup=False, highlight=False)
+        console.print(report.lines_to_add + '\n', markup=False, highlight=False, soft_wrap=True)  # to be copied
     layers = by_layer(report.parameters)
     numbers = {checkpoint: f'({i})' for i, checkpoint in enumerate(report.sources, 1)}
     marks = {NEW: NEW, CLAIMED: CLAIMED, **numbers}
@@ -244,11 +244,12 @@ def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
         axes.annotate(
             ', '.join(sorted(states)), (i, 0), (0, 4), rotation=90, ha='center', textcoords='offset points', bbox=box
         )
-    for point, label, marker, colour in (
+    points = [
         (0, 'w at the first step', 'o', 'white'),
         (1, f'w at the highest rate (iteration {report.top_iteration:,})', 'D', YELLOW),
         (2, 'w at the last step', 'v', ORANGE),
-    ):
+    ]
+    for point, label, marker, colour in points if report.top_iteration else points[1:]:
         heights = [max(row.w[point] for row in held[i]) for i in shown]
         axes.plot(shown, heights, marker, color=colour, markeredgecolor='black', label=label, clip_on=False, zorder=3)
     if len(layers) <= 40:
