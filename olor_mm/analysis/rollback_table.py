@@ -104,7 +104,7 @@ def examine(cfg: Config, images: int | None = None) -> RollbackReport:
         if not cfg.get(key):
             raise ValueError(f'{key} is missing: it takes a config of a training run')
     report = RollbackReport()
-    with _quiet(), tempfile.TemporaryDirectory() as work_dir:
+    with quiet(), tempfile.TemporaryDirectory() as work_dir:
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         wrapper = _with_rollback(cfg.optim_wrapper.to_dict(), report)
         loader = _train_loader(cfg, images, report)
@@ -147,12 +147,13 @@ def _with_rollback(wrapper: dict, report: RollbackReport) -> dict:
     theirs = wrapper.get('paramwise_cfg', {})
     kept = {key: value for key, value in (theirs or {}).items() if key in STOCK_KEYS}
     rollback = dict(max_level=RollbackSettings().max_level)
-    # keys of another constructor would be refused; _delete_ also replaces a paramwise_cfg of None
-    others = (
-        '' if kept == theirs else ''.join(f', {key}={value!r}' for key, value in dict(_delete_=True, **kept).items())
-    )
+    others, replaced = '', ''
+    if kept != theirs:  # another constructor's keys would be refused; _delete_ also replaces a paramwise_cfg of None
+        others = ''.join(f', {key}={value!r}' for key, value in dict(_delete_=True, **kept).items())
+        dropped = ', '.join(key for key in theirs or () if key not in kept) or 'paramwise_cfg'
+        replaced = f'  # instead of {wrapper.get("constructor")} and its {dropped}'
     report.lines_to_add = (
-        "optim_wrapper = dict(\n    constructor='olor_mm.OLOROptimWrapperConstructor',\n"
+        f"optim_wrapper = dict(\n    constructor='olor_mm.OLOROptimWrapperConstructor',{replaced}\n"
         f'    paramwise_cfg=dict(rollback=dict(max_level={rollback["max_level"]}){others}))'
     )
     return {**wrapper, 'constructor': OLOROptimWrapperConstructor, 'paramwise_cfg': dict(kept, rollback=rollback)}
@@ -212,7 +213,7 @@ def _load_weights(runner: Runner, load_from: str | None, report: RollbackReport)
                 report.sources[checkpoint] = f'declared, not verified: {error}'.rstrip('.')
                 load_state_dict(module, module.state_dict())  # as if it held every weight of the module
                 if '://' not in checkpoint:
-                    report.warnings.append(f'{checkpoint} is not here: training would stop when it is to be loaded.')
+                    report.warnings.append(f'{checkpoint!r} is not here: training would stop when it is to be loaded.')
             else:
                 with _named(f'{checkpoint} cannot be loaded'):
                     load()
@@ -359,7 +360,7 @@ def _named(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Drop what the libraries print and warn of on their own account."""
     with (
         warnings.catch_warnings(),

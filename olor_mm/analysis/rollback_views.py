@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -222,14 +223,10 @@ def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
         OSError: If the file cannot be written.
         ValueError: If matplotlib knows no such kind of file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layers = by_layer(report.parameters)
     places = range(len(layers))
     held = [[row for row in rows if any(row.w)] for rows in layers]
     figure = Figure(figsize=(max(7, min(14, 3 + 0.34 * len(layers))), 5.4), layout='constrained')
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     levels = [max((row.level or 0.0 for row in rows), default=0.0) for rows in layers]
     shown = [i for i in places if held[i]]

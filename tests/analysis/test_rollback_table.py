@@ -128,7 +128,7 @@ param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begi
     assert stem.frozen and stem.anchor_bytes == 0 and stem.source == 'torchvision://resnet18'
     assert head.source == 'new' and head.level == pytest.approx(0.01) and not any(head.w) and head.half_life is None
     text = printed(report)
-    [row] = [line.split() for line in text.splitlines() if line.split()[:1] == ['3']]
+    [row] = [line.split() for line in text.splitlines() if re.match(r' +3 +0\.001 ', line)]
     level = 0.01 + (1 - 3 / 9) ** 2 * 0.07
     expected = [f'{level:.3g}', f'{level / 100:.3g}', f'{level:.3g}', f'{level / 100:.3g}']
     assert row[5:] == [*expected, f'{math.log(2) / level:.0f}', f'{math.log(2) / level / 500.5:.2g}']

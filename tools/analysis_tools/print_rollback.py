@@ -10,10 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from olor_mm.analysis.rollback_table import examine
-from olor_mm.analysis.rollback_views import plot_levels, print_report, write_csv
+
+try:
+    from rich.console import Console
+
+    from olor_mm.analysis.rollback_views import plot_levels, print_report, write_csv
+except ModuleNotFoundError as error:
+    sys.exit(f'print_rollback: {error}; pip install rich matplotlib')
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launch import config_parser, load_config
