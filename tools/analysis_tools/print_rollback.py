@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from olor_mm.analysis.rollback_table import examine
+from olor_mm.analysis.rollback_table import examine, quiet
 
 try:
     from rich.console import Console
@@ -41,7 +41,8 @@ def main() -> None:
         parser.error(f'--load-from {args.load_from!r} is not a file')
 
     try:
-        cfg = load_config(args)
+        with quiet():
+            cfg = load_config(args)
     except Exception as error:  # a config is Python: it can fail in any way
         sys.exit(f'print_rollback: {args.config} cannot be read: {type(error).__name__}: {error}')
     if args.load_from:
