@@ -250,8 +250,9 @@ def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
         heights = [max(row.w[point] for row in held[i]) for i in shown]
         axes.plot(shown, heights, marker, color=colour, markeredgecolor='black', label=label, clip_on=False, zorder=3)
     if len(layers) <= 40:
-        names = [names[0] + ', ...' * (len(names) > 1) for names in modules_of(layers)]
-        labels = [f'{name.removeprefix("backbone.")}  {rows[0].layer}' for name, rows in zip(names, layers)]
+        names = [', '.join(names).removeprefix('backbone.') for names in modules_of(layers)]
+        names = [name if len(name) <= 24 else f'{name[:22]} ...' for name in names]
+        labels = [f'{name}  {rows[0].layer}' for name, rows in zip(names, layers)]
         axes.set_xticks(places, labels, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
     axes.set(ylim=(0, max(levels) * 1.05 or 1), xlim=(-0.7, len(layers) - 0.3))
     axes.set_xlabel('layer i, from the input (left) to neck and head (right)')
