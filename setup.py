@@ -38,6 +38,7 @@ setup(
             'onedl-mmpretrain>=1.3.6,<1.4',
             'numba',
         ],
+        'analysis': ['rich', 'matplotlib'],
         'tests': ['pytest', 'ruff', 'rich', 'matplotlib', 'tifffile', 'lion-pytorch', 'safetensors'],
         'docs': ['sphinx', 'myst-parser'],
     },

@@ -11,11 +11,10 @@ from mmengine.runner import Runner
 from olor_mm.compat import use_cpu_processes  # importing olor_mm also lets configs inherit from every library
 
 
-def base_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options of both tools."""
-    parser = argparse.ArgumentParser(description=description)
+def config_parser(description: str, **kwargs) -> argparse.ArgumentParser:
+    """A parser with what any tool needs that reads a config."""
+    parser = argparse.ArgumentParser(description=description, **kwargs)
     parser.add_argument('config', help='config file path')
-    parser.add_argument('--work-dir', help='directory for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -24,6 +23,13 @@ def base_parser(description: str) -> argparse.ArgumentParser:
         help='override settings of the config, e.g. optim_wrapper.paramwise_cfg.rollback.max_level=0.02; lists as '
         'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without white space',
     )
+    return parser
+
+
+def base_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options of both tools."""
+    parser = config_parser(description)
+    parser.add_argument('--work-dir', help='directory for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
     return parser

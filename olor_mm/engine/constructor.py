@@ -9,7 +9,6 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, ZeroRed
 from torch import nn
 
 from ..compat import unwrapped, whole_parameters
-from ..layers import layer_index
 from ..optim import layer_penalty
 from ..optim.penalty import check_rollback
 from ..optim.state import eager
@@ -155,9 +154,8 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _levels(self, model: nn.Module) -> dict[nn.Parameter, float]:
         s = self.settings
-        method, overrides = (s.layer_index, None) if isinstance(s.layer_index, str) else ('block', s.layer_index)
         try:
-            index = layer_index(model, method, overrides)
+            index = s.index(model)
         except ValueError as error:
             raise ValueError(f'{WHERE}: {error}') from error
         return {

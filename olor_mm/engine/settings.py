@@ -4,7 +4,9 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 
-from ..layers import METHODS
+from torch import nn
+
+from ..layers import METHODS, layer_index
 from ..optim.penalty import COUPLINGS, check_levels
 
 WHERE = 'paramwise_cfg.rollback'
@@ -44,6 +46,16 @@ class RollbackSettings:
                 raise ValueError(f'{WHERE}.{key}={cfg[key]!r} stands in the wrong place: it belongs into optimizer')
         check_keys(cfg, [field.name for field in fields(cls)], WHERE)
         return cls(**cfg)
+
+    def index(self, model: nn.Module) -> dict[str, tuple[int, int]]:
+        """The layer (i, n) of every parameter by name, as ``layer_index`` of the config wants it.
+
+        Raises:
+            ValueError: If an override matches no parameter or is out of range.
+        """
+        if isinstance(self.layer_index, str):
+            return layer_index(model, self.layer_index)
+        return layer_index(model, overrides=self.layer_index)
 
     def __post_init__(self):
         check_levels(self.max_level, self.min_level, self.power, f'{WHERE}.')
