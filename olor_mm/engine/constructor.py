@@ -7,9 +7,10 @@ from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, ZeroRedundancyOptimizer
 from torch import nn
+from torch.optim import Optimizer
 
 from ..compat import unwrapped, whole_parameters
-from ..optim import layer_penalty
+from ..optim import Rollback, layer_penalty
 from ..optim.penalty import check_rollback
 from ..optim.state import eager
 from ..pretrained import LoadRecord
@@ -84,7 +85,9 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for key, options in custom_keys.items():
             where = f'paramwise_cfg.custom_keys[{key!r}]'
             known = inspect.signature(self.stepper.__bases__[-1]).parameters
-            check_keys(as_dict(options, where), ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:]), where)
+            as_dict(options, where)
+            read = [key for key in options if _reads(self.stepper, key)]
+            check_keys(options, ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:], *read), where)
             check_rollback(options.get('rollback', 0.0), self.settings.coupling, where)
 
     def _rollback_optimizer(self, cfg: dict) -> dict:
@@ -161,6 +164,12 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return {
             p: layer_penalty(*index[name], s.max_level, s.min_level, s.power) for name, p in model.named_parameters()
         }
+
+
+def _reads(optimizer: type, key: str) -> bool:
+    """Whether an optimizer looks for an option in its groups that is no argument of it, as LARS for 'lars_exclude'."""
+    bases = [cls for cls in optimizer.__mro__ if issubclass(cls, Optimizer) and not issubclass(cls, Rollback)]
+    return any(repr(key) in inspect.getsource(cls) for cls in bases if cls is not Optimizer)
 
 
 def _unique(groups: list[dict]) -> list[dict]:
