@@ -11,12 +11,13 @@ export TRITON_CACHE_DIR := $(CACHE)/triton
 export NUMBA_CACHE_DIR := $(CACHE)/numba
 SHELL := /bin/bash
 
-.PHONY: help setup demo data test test-all lint clean
+.PHONY: help setup demo data test test-all test-upstream lint clean
 
 help:
 	@echo 'make demo      fine-tune Mask R-CNN with AdamW and with AdamW-OLOR, and compare (about 3 minutes after set-up)'
 	@echo 'make test      run the tests (about 9 minutes after set-up)'
 	@echo 'make test-all  the tests and the slow proofs'
+	@echo 'make test-upstream  the tests with the upstream packages of OpenMMLab, in .venv-upstream'
 	@echo 'make data      write the weights and small data sets of the configs into data/'
 	@echo 'make lint      ruff, as a linter and as a formatter'
 	@echo 'make clean     delete runs and caches; .venv and data stay'
@@ -35,6 +36,10 @@ test: setup lint
 
 test-all: setup lint
 	@$(IN_CLEAN_TMP) $(PYTHON_BIN) -m pytest --basetemp=$(CACHE)/pytest -m ''
+
+test-upstream:
+	@bash tools/setup_env.sh upstream
+	@$(IN_CLEAN_TMP) .venv-upstream/bin/python -m pytest --basetemp=$(CACHE)/pytest-upstream
 
 lint: setup
 	@$(PYTHON_BIN) -m ruff check .

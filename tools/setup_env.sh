@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Sets up .venv with everything the demo and the tests need, once; a finished one is reused. PYTHON chooses the
-# interpreter, PIP_FIND_LINKS may name a folder with a wheel of onedl-mmcv, which saves compiling it.
+# Sets up .venv with everything the demo and the tests need, once; a finished one is reused. With the argument
+# `upstream` it is .venv-upstream, with the upstream packages of OpenMMLab. PYTHON chooses the interpreter,
+# PIP_FIND_LINKS may name a folder with a wheel of mmcv, which saves compiling it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 NEEDED_GIB=11
-venv=.venv
+stack=${1:-onedl}
+if [ "$stack" = upstream ]; then venv=.venv-upstream; candidates=(python3.11 python3.10); else venv=.venv; candidates=(python3.11 python3.12 python3.10 python3); fi
+needs=requirements/$stack
 stamp=$venv/.ready
-wanted=$(cat requirements/*.txt setup.py tools/setup_env.sh | sha256sum | cut -d' ' -f1)
+wanted=$(cat "$needs"/*.txt requirements/tests.txt setup.py tools/setup_env.sh | sha256sum | cut -d' ' -f1)
 
 say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 fail() { printf '[setup] cannot go on: %s\n' "$*" >&2; exit 1; }
@@ -17,7 +20,7 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
 fi
 
 python=""
-if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); else candidates=(python3.11 python3.12 python3.10 python3); fi
+if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
 for candidate in "${candidates[@]}"; do
     if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; then
         python=$candidate
@@ -35,16 +38,16 @@ fi
 say "virtual environment in $venv with $("$python" --version); it takes 3 to 10 minutes, most of it for torch"
 "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@" || fail "pip $* failed; its own message is above. Is a package index reachable?"; }
-mmcv=$(grep '^onedl-mmcv' requirements/onedl.txt)
+mmcv=$(grep -E '^(onedl-)?mmcv' "$needs/openmmlab.txt")
 if ! "$venv/bin/python" -m pip --quiet download --no-deps --only-binary=:all: --dest "$venv/mmcv" "$mmcv" >/dev/null 2>&1; then
     compiler=${CXX:-c++}
     command -v "${compiler%% *}" >/dev/null 2>&1 || fail "no C++ compiler ($compiler), and $mmcv must be compiled. Debian: apt-get install build-essential"
     "$venv/bin/python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
         fail "the header Python.h of $python is missing, and $mmcv must be compiled. Debian: apt-get install python3-dev"
 fi
-pip install -r requirements/build.txt
+pip install -r "$needs/build.txt"
 say "torch and torchvision"
-pip install -r requirements/torch.txt
+pip install -r "$needs/torch.txt"
 if [ -d "$venv/mmcv" ]; then
     say "$mmcv: there is a wheel"
     pip install --no-deps "$venv"/mmcv/*.whl
@@ -54,7 +57,7 @@ else
     MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps "$mmcv"
 fi
 say "mmengine, mmdet, mmseg, mmpretrain and what the tests use"
-pip install --no-build-isolation -r requirements/torch.txt -r requirements/onedl.txt -r requirements/tests.txt
+pip install --no-build-isolation -r "$needs/build.txt" -r "$needs/torch.txt" -r "$needs/openmmlab.txt" -r requirements/tests.txt
 pip install --no-build-isolation --no-deps --editable .
 XDG_CACHE_HOME=$PWD/.cache "$venv/bin/python" -c 'import mmcv.ops, mmdet, mmpretrain, mmseg, olor_mm' >"$venv/import.log" 2>&1 ||
     fail "the installed packages cannot be imported: $(tail -n 1 "$venv/import.log")"

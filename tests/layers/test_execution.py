@@ -1,0 +1,112 @@
+"""The layer index of stock backbones, held against what their forward pass does."""
+
+import csv
+import importlib
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from olor_mm.analysis import execution_order, order_violations, repeated_blocks
+from olor_mm.layers import backbones, layer_index
+from tools.analysis_tools.coverage import check_order, forget_weights, uninitialised
+
+TABLE = Path(__file__).parents[2] / 'docs' / 'coverage.csv'
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.conv2(self.conv1(x))
+
+
+class Backbone(nn.Module):
+    """Registers its parts in another order than it uses them in."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block(), Block()])
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in reversed(self.blocks):
+            x = block(x)
+        return x
+
+
+def parts_in_order(executed):
+    return list(dict.fromkeys(name.rsplit('.', 2 if 'blocks' in name else 1)[0] for name in executed))
+
+
+def test_the_order_is_that_of_the_forward_pass():
+    executed = execution_order(Backbone(), torch.rand(1, 3, 8, 8))
+    assert parts_in_order(executed) == ['stem', 'blocks.2', 'blocks.1', 'blocks.0']
+    assert len(executed) == 2 + 3 * 4
+    assert repeated_blocks(Backbone()) == ['blocks.0', 'blocks.1', 'blocks.2']
+
+
+@pytest.mark.parametrize(
+    'layers, expected',
+    [
+        ((0, 3, 2, 1), []),
+        ((0, 1, 2, 3), ['blocks.1', 'blocks.0']),
+        ((0, 2, 2, 1), ['share layer 2']),
+        ((2, 3, 2, 1), ['blocks.2']),
+    ],
+)
+def test_a_wrong_index_is_found(layers, expected):
+    model = Backbone()
+    parts = dict(zip(['stem', 'blocks.0', 'blocks.1', 'blocks.2'], layers))
+    index = {
+        f'backbone.{name}': (layer, 4)
+        for part, layer in parts.items()
+        for name, _ in model.named_parameters()
+        if name.startswith(f'{part}.')
+    }
+    found = order_violations(model, index, execution_order(model, torch.rand(1, 3, 8, 8)), 'backbone.')
+    assert bool(found) == bool(expected)
+    assert all(any(text in violation for violation in found) for text in expected)
+
+
+def test_a_block_in_two_layers_is_found():
+    model = Backbone()
+    index = {name: (9 if name == 'blocks.0.conv2.weight' else 1, 9) for name, _ in model.named_parameters()}
+    found = order_violations(model, index, execution_order(model, torch.rand(1, 3, 8, 8)))
+    assert 'block blocks.0 has the layers [1, 9]' in found
+
+
+@cache
+def smallest_of_each_class() -> dict[str, dict]:
+    with open(TABLE) as file:
+        rows = [row for row in csv.DictReader(file) if 'in order' in row['order']]
+    smallest = {}
+    for row in sorted(rows, key=lambda row: int(row['parameters'])):
+        smallest.setdefault(row['backbone'], row)
+    return smallest
+
+
+def test_sixty_classes_of_backbones_are_checked():
+    assert len({name for classes in smallest_of_each_class() for name in classes.split(' + ')}) >= 60
+
+
+@pytest.mark.parametrize('backbone', smallest_of_each_class())
+def test_the_index_of_stock_backbones_follows_their_forward_pass(backbone):
+    row = smallest_of_each_class()[backbone]
+    root = Path(importlib.import_module(row['library']).__file__).parent / '.mim' / 'configs'
+    cfg = Config.fromfile(root / row['config'])
+    init_default_scope(cfg.get('default_scope') or row['library'])
+    forget_weights(cfg.model)
+    with uninitialised():
+        model = MODELS.build(cfg.model)
+    index = layer_index(model)
+    for prefix, part in backbones(model):
+        assert check_order(part, index, prefix).endswith('parameters in order')
