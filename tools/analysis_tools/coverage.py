@@ -211,7 +211,7 @@ def check_steps(model: nn.Module, index: dict[str, tuple[int, int]], prefixes: l
     layers = max(n for _, n in index.values()) + 1
     if len(optimizer.param_groups) > 2 * layers + 4:
         raise RuntimeError(f'{len(optimizer.param_groups)} groups for {layers} layers')
-    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(1_000_003, generator=torch.Generator().manual_seed(0)) * 2 - 1
     budget = MOST_GRADIENTS
     starts: dict[nn.Parameter, torch.Tensor] = {}
     with torch.no_grad():
@@ -220,8 +220,8 @@ def check_steps(model: nn.Module, index: dict[str, tuple[int, int]], prefixes: l
                 if not p.requires_grad or (p.numel() > budget and starts):
                     continue
                 budget -= p.numel()
-                p.uniform_(-0.1, 0.1, generator=generator)
-                p.grad = torch.empty_like(p).uniform_(-1, 1, generator=generator)
+                p.copy_(0.1 * tiled(noise, p))
+                p.grad = tiled(noise.flip(0), p).clone()
                 starts[p] = p.flatten()[:1000].double().clone()
     optimizer.step()
     names = {p: name for name, p in model.named_parameters()}
@@ -244,6 +244,11 @@ def check_steps(model: nn.Module, index: dict[str, tuple[int, int]], prefixes: l
     if not all(p.isfinite().all() for p in starts):
         raise RuntimeError('not finite after two steps')
     return len(optimizer.param_groups)
+
+
+def tiled(noise: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """As many of the numbers as another tensor has, over and over: drawing them all would take most of the time."""
+    return noise.repeat(like.numel() // len(noise) + 1)[: like.numel()].view(like.shape)
 
 
 def check_order(backbone: nn.Module, index: dict[str, tuple[int, int]], prefix: str) -> str:
@@ -390,6 +395,8 @@ def main() -> None:
         else:
             counts[key] += 1
             first.setdefault(key, path)
+    for library in {paths[path] for path in first.values()}:  # once, not in each process anew
+        importlib.import_module(f'{library}.models')
     done = work_dir / 'rows.jsonl'
     tasks = [(path, key, paths[path]) for key, path in first.items()]
     known = {row['key'] for row in results(done)}
