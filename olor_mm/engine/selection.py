@@ -71,7 +71,7 @@ class PretrainedSelection:
 
     def _require_loaded(self, params: list[nn.Parameter]) -> None:
         loaded = self.record.loaded(params)
-        unseen = [p for p in params if p in self.filled and p not in loaded]
+        unseen = [p for p in params if p in self.filled.keys() - set(loaded)]
         if unseen:
             places = sorted({self.filled[p] for p in unseen})
             raise ValueError(
