@@ -17,7 +17,7 @@ class PretrainedSelection:
 
     Args:
         model (nn.Module): The model without wrappers.
-        record (LoadRecord): What was loaded into it since it was built.
+        record (LoadRecord): What was loaded into it since it was built; before that, if MMEngine has initialised it.
         settings (RollbackSettings): ``pretrained`` of them decides.
         candidates (list[Parameter]): The parameters that are trained and have a level above 0.
 

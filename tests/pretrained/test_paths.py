@@ -12,6 +12,7 @@ import pytest
 import scipy.interpolate
 import torch
 import torchvision
+from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMDistributedDataParallel
@@ -24,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import olor_mm  # noqa: F401
-from olor_mm.engine.earlier import repeat_loading
+from olor_mm.engine.earlier import filled_in_constructor, repeat_loading
 from olor_mm.pretrained import LoadRecord
 
 both_runners = pytest.mark.parametrize('runner_class', [Runner, FlexibleRunner])
@@ -506,6 +507,18 @@ def test_classifier_of_timm_that_mmengine_initialises_again_is_warned_of(fit, ti
     found = fit(cfg, pretrained='all')
     assert not torch.equal(found['model.conv1.weight'], torch.load(timm_file)['conv1.weight'])
     assert any("because of pretrained='all', though they were initialised after" in line for line in log)
+
+
+def test_classifier_of_timm_through_load_from(fit, timm_file):
+    cfg = dict(type='mmpretrain.TimmClassifier', model_name='resnet18')
+    source = under('', torch.load(timm_file), 'model.')
+    assert_same(fit(cfg, load_from=timm_file), parameters_only(build(cfg), source))
+
+
+def test_a_module_that_has_initialised_itself_is_not_taken_for_loaded():
+    model = nn.Sequential(MultiScaleDeformableAttention(embed_dims=8, num_heads=2))
+    assert model[0].is_init
+    assert filled_in_constructor(model) == {}
 
 
 def test_classifier_of_huggingface_that_loads_in_its_constructor(fit, tmp_path, log):
