@@ -71,7 +71,8 @@ class PretrainedSelection:
 
     def _require_loaded(self, params: list[nn.Parameter]) -> None:
         loaded = self.record.loaded(params)
-        unseen = [p for p in params if p in self.filled.keys() - set(loaded)]
+        filled = self.filled.keys() - set(loaded)
+        unseen = [p for p in params if p in filled]
         if unseen:
             places = sorted({self.filled[p] for p in unseen})
             raise ValueError(
@@ -86,11 +87,10 @@ class PretrainedSelection:
                 none = f'all {len(loaded)} parameters that a checkpoint was loaded into were initialised again since'
             raise ValueError(
                 f"{WHERE}.pretrained='auto': {none}, so there are no pre-trained weights to return to. Set "
-                "load_from=..., or init_cfg=dict(type='Pretrained', "
-                'checkpoint=...) of the backbone; if one is set, its keys or shapes do not fit this model, see the '
-                'warnings above. If the weights are loaded where this cannot be seen, as by a TIMM or HuggingFace '
-                "wrapper in its constructor, set pretrained=['backbone'] or 'all'. For a run without rollback set "
-                'max_level=0.'
+                "load_from=..., or init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone; if one is set, "
+                'its keys or shapes do not fit this model, see the warnings above. If the weights are loaded where '
+                'this cannot be seen, as by a TIMM or HuggingFace wrapper in its constructor, set '
+                "pretrained=['backbone'] or 'all'. For a run without rollback set max_level=0."
             )
 
     @cached_property
