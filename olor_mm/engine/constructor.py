@@ -14,6 +14,7 @@ from ..optim import Rollback, layer_penalty
 from ..optim.penalty import check_rollback
 from ..optim.state import eager
 from ..pretrained import LoadRecord
+from .earlier import repeat_loading, was_initialised
 from .optimizers import OLOR, ZeroRedundancyOptimizerOLOR, flat_cfg, is_named, rollback_class
 from .selection import PretrainedSelection
 from .settings import WHERE, RollbackSettings, as_dict, check_keys
@@ -133,7 +134,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'optimizer, add _delete_=True to optim_wrapper'
             ) from error
         optimizer = optim_wrapper.optimizer
-        selection = PretrainedSelection(model, record, self.settings, optimizer.undecided())
+        candidates = optimizer.undecided()
+        if candidates and self.settings.pretrained == 'auto' and was_initialised(model):
+            repeat_loading(model, record)
+        selection = PretrainedSelection(model, record, self.settings, candidates)
         for group in optimizer.param_groups:
             group['names'] = [selection.names[p] for p in group['params']]
         optimizer.select_pretrained = selection

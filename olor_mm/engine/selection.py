@@ -7,7 +7,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..layers import clean_name, names_under
-from ..pretrained import LoadRecord, copy_statistics, statistics_states, summary
+from ..pretrained import LoadRecord, copy_statistics, fingerprint, statistics_states, summary
+from .earlier import filled_in_constructor, was_initialised
 from .settings import WHERE, RollbackSettings
 
 
@@ -16,7 +17,7 @@ class PretrainedSelection:
 
     Args:
         model (nn.Module): The model without wrappers.
-        record (LoadRecord): What was loaded into it since it was built.
+        record (LoadRecord): What was loaded into it since it was built; before that, if MMEngine has initialised it.
         settings (RollbackSettings): ``pretrained`` of them decides.
         candidates (list[Parameter]): The parameters that are trained and have a level above 0.
 
@@ -35,10 +36,16 @@ class PretrainedSelection:
         self.names = {p: clean_name(name) for name, p in model.named_parameters()}
         self.claimed = set(self.names)
         self.selected: set[nn.Parameter] | None = None
+        self.filled = filled_in_constructor(model)
+        self.as_built: dict[nn.Parameter, bytes] = {}
         if not isinstance(self.pretrained, str):
             names = self.names.values()
             under = {name for prefix in self.pretrained for name in names_under(prefix, names, f'{WHERE}.pretrained')}
             self.claimed = {p for p, name in self.names.items() if name in under}
+        if self.pretrained != 'auto' and not was_initialised(model):
+            # FSDP, which shows them whole just now, has parts of them later
+            claimed = [p for p in candidates if p in self.claimed and not getattr(p, '_fsdp_flattened', False)]
+            self.as_built = {p: fingerprint(p) for p in claimed}
 
     def require_some(self) -> None:
         """Refuse a run in which nothing would be rolled back though a level is set.
@@ -53,20 +60,37 @@ class PretrainedSelection:
                 'backbone is frozen, or custom_keys set rollback=0. Train some of it, raise min_level to roll back '
                 'neck and head, or set max_level=0 for a run without rollback.'
             )
-        if self.pretrained == 'auto' and params and not self.record.loaded(params):
-            raise ValueError(
-                f"{WHERE}.pretrained='auto': no checkpoint was loaded into any parameter with a level above 0, so "
-                "there are no pre-trained weights to return to. Set load_from=..., or init_cfg=dict(type='Pretrained', "
-                'checkpoint=...) of the backbone; if one is set, its keys or shapes do not fit this model, see the '
-                'warnings above. If the weights are loaded where this cannot be seen, by a TIMM wrapper in its '
-                "constructor or by FlexibleRunner, set pretrained=['backbone'] or 'all'. For a run without rollback "
-                'set max_level=0.'
-            )
+        if self.pretrained == 'auto':
+            self._require_loaded(params)
         if params and not self.claimed.intersection(params):
             raise ValueError(
                 f'{WHERE}.pretrained={self.pretrained!r}: every parameter under it has level 0 or is frozen, so '
                 'nothing would be rolled back. Neck and head have min_level, which is 0 by default; name the backbone, '
                 "e.g. ['backbone'], or raise min_level."
+            )
+
+    def _require_loaded(self, params: list[nn.Parameter]) -> None:
+        loaded = self.record.loaded(params)
+        filled = self.filled.keys() - set(loaded)
+        unseen = [p for p in params if p in filled]
+        if unseen:
+            places = sorted({self.filled[p] for p in unseen})
+            raise ValueError(
+                f"{WHERE}.pretrained='auto': {len(unseen)} parameters with a level above 0, e.g. "
+                f'{self.names[unseen[0]]}, are in a module that loads weights in its constructor, as a TIMM backbone '
+                'with pretrained=True does, where it cannot be seen what came out of a checkpoint. Name all that is '
+                f'pre-trained: pretrained={"all" if "" in places else places!r}'
+            )
+        if params and not any(self.record.unchanged([p]) for p in loaded):
+            none = 'no checkpoint was loaded into any parameter with a level above 0'
+            if loaded:
+                none = f'all {len(loaded)} parameters that a checkpoint was loaded into were initialised again since'
+            raise ValueError(
+                f"{WHERE}.pretrained='auto': {none}, so there are no pre-trained weights to return to. Set "
+                "load_from=..., or init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone; if one is set, "
+                'its keys or shapes do not fit this model, see the warnings above. If the weights are loaded where '
+                'this cannot be seen, as by a TIMM or HuggingFace wrapper in its constructor, set '
+                "pretrained=['backbone'] or 'all'. For a run without rollback set max_level=0."
             )
 
     @cached_property
@@ -103,13 +127,26 @@ class PretrainedSelection:
                 'were initialised again after a checkpoint had been loaded into them and count as new',
                 set(loaded) - set(selected),
             )
+            backbone = {p for p in params if 'backbone' in self.names[p].split('.')} or set(params)
+            new = backbone - set(loaded)
+            if 2 * len(new) > len(backbone):
+                self._warn(
+                    f'of the {len(backbone)} of the backbone count as new: no checkpoint was loaded into them, though '
+                    'one was into others. If one should have been, its keys or shapes do not fit, see the warnings '
+                    'above; if it was, where this cannot be seen (a TIMM or HuggingFace wrapper, in its constructor), '
+                    "name all that is pre-trained, e.g. pretrained=['backbone']",
+                    new,
+                )
         else:
             selected = [p for p in params if self.pretrained == 'all' or p in self.claimed]
+            unseen = set(selected) - set(loaded)
+            what = f'count as pre-trained because of pretrained={self.pretrained!r}, though '
             if len(self.record):
+                self._warn(f'{what}no checkpoint was loaded into them', unseen)
+            else:
+                changed = {p for p in unseen if p in self.as_built and self.as_built[p] != fingerprint(p)}
                 self._warn(
-                    f'count as pre-trained because of pretrained={self.pretrained!r}, though no checkpoint was '
-                    'loaded into them',
-                    set(selected) - set(loaded),
+                    f'{what}they were initialised after the model had been built, and no checkpoint was loaded', changed
                 )
         return selected
 

@@ -1,30 +1,36 @@
 """A record of what was loaded into a model: by what happened, not by what a module is called."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
 
 class LoadRecord:
-    """Watches a model and remembers every parameter and buffer that a ``state_dict`` was loaded into.
+    """Watches a model and remembers every parameter and running mean that a ``state_dict`` was loaded into.
 
-    Both ``nn.Module.load_state_dict`` and MMEngine's loader run the pre-hooks registered here on every sub-module, last
-    of all pre-hooks, so that keys and shapes are seen as the module itself will read them: renamed, resized, converted.
+    Both ``nn.Module.load_state_dict`` and MMEngine's loader run the hooks registered here on every sub-module. What
+    counts is that a tensor was written to, or replaced (``assign=True``), while the module was loading, and not which
+    keys there were: modules rename, resize and convert them in hooks and in methods of their own.
     A fingerprint of the loaded value is kept, so that a parameter which is initialised again later is not taken for
     pre-trained.
 
     Args:
-        model (nn.Module): The model, before its weights are loaded.
+        model (nn.Module): The model, before its weights are loaded. Parameters and buffers may be of any shape and
+            dtype, on any device, and sharded by ``fully_shard``; those on the meta device never count.
     """
 
     def __init__(self, model: nn.Module):
         self._loaded: dict[nn.Parameter, bytes] = {}
         self._statistics: dict[nn.Module, bytes] = {}
-        self._handles = [
-            module._register_load_state_dict_pre_hook(self._before_load, with_module=True) for module in model.modules()
-        ]
+        self._before: dict[nn.Module, dict[str, tuple[torch.Tensor, int]]] = {}
+        self._handles = []
+        for module in model.modules():
+            self._handles += (
+                module._register_load_state_dict_pre_hook(self._before_load, with_module=True),
+                module.register_load_state_dict_post_hook(self._after_load),
+            )
 
     def __len__(self) -> int:
         """Number of parameters something was loaded into."""
@@ -36,30 +42,63 @@ class LoadRecord:
 
     def unchanged(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Those of the parameters that still hold, bit for bit, the value that was last loaded into them."""
-        return [p for p in self.loaded(parameters) if self._loaded[p] == _fingerprint(p)]
+        return [p for p in self.loaded(parameters) if self._loaded[p] == fingerprint(p)]
 
     def unchanged_statistics(self, model: nn.Module) -> list[str]:
         """Names of the norm layers whose running mean still is the one that was last loaded."""
         layers = [(name, module) for name, module in model.named_modules() if module in self._statistics]
-        return [name for name, module in layers if self._statistics[module] == _fingerprint(module.running_mean)]
+        return [name for name, module in layers if self._statistics[module] == fingerprint(module.running_mean)]
+
+    def adopt(self, other: 'LoadRecord', copied: nn.Module, model: nn.Module) -> None:
+        """Take over what another record saw of a copy of the model.
+
+        Whether the model holds the same values is asked by :meth:`unchanged`, as of all that was loaded.
+
+        Args:
+            other (LoadRecord): The record of the copy.
+            copied (nn.Module): The copy; its parameters and sub-modules are in the order of the model's.
+            model (nn.Module): The model that this record watches.
+        """
+        for p, twin in zip(model.parameters(), copied.parameters(), strict=True):
+            if twin in other._loaded:
+                self._loaded[p] = other._loaded[twin]
+        for module, twin in zip(model.modules(), copied.modules(), strict=True):
+            if twin in other._statistics:
+                self._statistics[module] = other._statistics[twin]
 
     def close(self) -> None:
         """Stop watching."""
         for handle in self._handles:
             handle.remove()
 
-    def _before_load(self, module, state_dict, prefix, *_) -> None:
-        for name, p in module.named_parameters(recurse=False):
-            value = state_dict.get(prefix + name)
-            # torch also loads one number from a tensor of shape (1,), as old checkpoints have it
-            if torch.is_tensor(value) and (value.shape == p.shape or (value.shape == (1,) and p.ndim == 0)):
-                self._loaded[p] = _fingerprint(value.detach().to(p.dtype))
-        mean, value = getattr(module, 'running_mean', None), state_dict.get(f'{prefix}running_mean')
-        if mean is not None and torch.is_tensor(value) and value.shape == mean.shape:
-            self._statistics[module] = _fingerprint(value.to(mean.dtype))
+    def _before_load(self, module: nn.Module, *_) -> None:
+        self._before[module] = {name: (value, value._version) for name, value in _own_tensors(module)}
+
+    def _after_load(self, module: nn.Module, _) -> None:
+        before = self._before.pop(module, {})  # nothing where a module has a way of its own that loads nothing
+        for name, value in _own_tensors(module):
+            old, version = before.get(name, (value, value._version))
+            # torch counts every write to a tensor in `_version`; comparing values would miss what is loaded onto equals
+            if value.is_meta or (value is old and value._version == version):
+                continue
+            if name in module._parameters:
+                self._loaded[value] = fingerprint(value)
+            else:
+                self._statistics[module] = fingerprint(value)
 
 
-def _fingerprint(value: torch.Tensor) -> bytes:
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    if torch.is_tensor(getattr(module, 'running_mean', None)):
+        yield 'running_mean', module.running_mean
+
+
+def fingerprint(value: torch.Tensor) -> bytes:
+    """16 bytes that are the same for tensors whose elements are the same bit for bit.
+
+    Args:
+        value (torch.Tensor): Of any shape and dtype; one that ``fully_shard`` has sharded is gathered first.
+    """
     value = value.detach()
     value = value.full_tensor() if hasattr(value, 'full_tensor') else value  # sharded, as by FSDP2
     data = value.cpu().contiguous().flatten().view(torch.uint8)

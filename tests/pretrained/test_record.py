@@ -64,7 +64,7 @@ def test_nothing_is_marked_before_loading_or_after_close():
     record.close()
     model.load_state_dict(torchvision.models.resnet18().state_dict())
     assert len(record) == 0
-    assert not any(module._load_state_dict_pre_hooks for module in model.modules())
+    assert not any(m._load_state_dict_pre_hooks or m._load_state_dict_post_hooks for m in model.modules())
 
 
 def test_shared_parameter_and_wrapper_and_copy():
@@ -122,3 +122,90 @@ def test_a_number_loaded_from_a_tensor_of_one_element_counts():
     record = LoadRecord(model)
     model.load_state_dict({'scale': torch.tensor([3.0])})
     assert record.unchanged([model.scale]) == [model.scale]
+
+
+class Renaming(nn.Linear):
+    """A layer whose weight had another name and another order once, and which converts it while loading."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if f'{prefix}kernel' in state_dict:
+            state_dict[f'{prefix}weight'] = state_dict.pop(f'{prefix}kernel').T
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Copying(nn.Linear):
+    """A layer that takes what it needs by itself."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        with torch.no_grad():
+            self.weight.copy_(state_dict[f'{prefix}kernel'].T)
+
+
+class PassingOver(nn.Linear):
+    """A layer that never loads, like the heads of mmdet that opt out."""
+
+    def _load_from_state_dict(self, *args):
+        pass
+
+
+@every_loader
+@pytest.mark.parametrize('layer', [Renaming, Copying])
+def test_what_a_module_renames_while_it_loads_counts(loader, layer):
+    model = nn.Sequential(layer(2, 3), layer(3, 2))
+    record = LoadRecord(model)
+    loader(model, {'0.kernel': torch.rand(2, 3), '1.kernel': torch.rand(3, 2), '1.bias': torch.rand(2)})
+    assert names(model, record.unchanged(model.parameters())) == {'0.weight', '1.weight', '1.bias'}
+
+
+@every_loader
+def test_what_a_module_refuses_to_load_does_not_count(loader):
+    model = nn.Sequential(PassingOver(2, 2), nn.Linear(2, 2))
+    record = LoadRecord(model)
+    loader(model, copy.deepcopy(model.state_dict()))
+    assert names(model, record.unchanged(model.parameters())) == {'1.weight', '1.bias'}
+
+
+@every_loader
+def test_values_that_are_there_already_count_when_they_are_loaded(loader):
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    record = LoadRecord(model)
+    state = {name: value.clone() for name, value in model.state_dict().items() if name.startswith('0.')}
+    loader(model, state)
+    assert names(model, record.unchanged(model.parameters())) == {'0.weight', '0.bias'}
+    assert record.unchanged_statistics(model) == ['0']
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_parameters_that_assign_puts_in_place_count(device):
+    with torch.device(device):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    record = LoadRecord(model)
+    model.load_state_dict(nn.Sequential(nn.Linear(2, 2)).state_dict(), strict=False, assign=True)
+    assert names(model, record.unchanged(model.parameters())) == {'0.weight', '0.bias'}
+
+
+@pytest.mark.filterwarnings('ignore:for 0.weight', 'ignore:for 0.bias')
+def test_parameters_that_stay_without_values_do_not_count():
+    model = nn.Sequential(nn.Linear(2, 2, device='meta'))
+    record = LoadRecord(model)
+    model.load_state_dict(nn.Sequential(nn.Linear(2, 2)).state_dict())
+    assert not record.loaded(model.parameters())
+
+
+def test_what_was_loaded_into_a_copy_can_be_adopted():
+    model = torchvision.models.resnet18()
+    record = LoadRecord(model)
+    copied, watched = copy.deepcopy((model, record))
+    state = torchvision.models.resnet18().state_dict()
+    del state['bn1.weight'], state['bn1.running_mean']
+    copied.load_state_dict(state, strict=False)
+    assert len(watched) and not len(record)
+    model.load_state_dict(state, strict=False)
+    nn.init.normal_(model.conv1.weight)
+    record._loaded.clear(), record._statistics.clear()
+    record.adopt(watched, copied, model)
+    new = {name for name, _ in model.named_parameters()} - names(model, record.unchanged(model.parameters()))
+    assert new == {'conv1.weight', 'bn1.weight'}
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert layers - set(record.unchanged_statistics(model)) == {'bn1'}
