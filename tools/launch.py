@@ -3,6 +3,7 @@
 import argparse
 import os
 import os.path as osp
+from importlib.util import find_spec
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -14,7 +15,7 @@ from olor_mm.compat import use_cpu_processes  # importing olor_mm also lets conf
 def config_parser(description: str, **kwargs) -> argparse.ArgumentParser:
     """A parser with what any tool needs that reads a config."""
     parser = argparse.ArgumentParser(description=description, **kwargs)
-    parser.add_argument('config', help='config file path')
+    parser.add_argument('config', help='config file path, or one of an installed library: mmdet::retinanet/NAME.py')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -35,6 +36,24 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def config_file(name: str) -> str:
+    """The file of a config; ``mmdet::PATH`` is one that an installed library brought along, as in ``_base_``.
+
+    Raises:
+        SystemExit: If there is no such file.
+    """
+    file = name
+    library, is_stock, path = name.partition('::')
+    if is_stock:
+        spec = find_spec(library) if library.isidentifier() else None
+        if spec is None or spec.origin is None:
+            raise SystemExit(f'config {name!r}: {library!r} is not installed; it is mmdet::, mmseg:: or mmpretrain::')
+        file = osp.join(osp.dirname(spec.origin), '.mim', 'configs', path)
+    if not osp.isfile(file):
+        raise SystemExit(f'config {name!r} is not a file' + f': there is no {file}' * (file != name))
+    return file
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """The config with the command line's options, as the tools of mmdet, mmseg and mmpretrain would have it.
 
@@ -42,9 +61,7 @@ def load_config(args: argparse.Namespace) -> Config:
         SystemExit: If there is no such file.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not osp.isfile(args.config):
-        raise SystemExit(f'config {args.config!r} is not a file')
-    cfg = Config.fromfile(args.config)
+    cfg = Config.fromfile(config_file(args.config))
     cfg.launcher = args.launcher
     if cfg.get('default_scope') == 'mmpretrain':
         # its stock configs leave these out and count on its own tools to add them

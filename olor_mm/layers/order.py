@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+FIRST = ('pre_norm', 'norm_pre', 'ln_pre', 'pre_layrnorm')  # CLIP's norm before the blocks, as libraries call it
 
 
 def has_blocks(module: nn.Module) -> bool:
@@ -18,7 +19,8 @@ def names_in_order(module: nn.Module, prefix: str = '') -> Iterator[str]:
 
     It is the order of registration, but for these: lists as long as the list of stages, or one shorter, run side by
     side with it (``downsample_layers`` with ``stages``); where ``out_indices`` has 2, ``norm2`` comes after stage 2 of
-    such a list; ``final_conv`` comes last in its module; the backbones in :data:`EXECUTION_ORDER` have their own.
+    such a list; ``final_conv`` comes last in its module, ``pre_norm`` first; the backbones in :data:`EXECUTION_ORDER`
+    have their own.
     """
     for name, _ in module.named_parameters(recurse=False):
         yield prefix + name
@@ -36,7 +38,7 @@ def _children_in_order(module: nn.Module, is_root: bool) -> list[str]:
     stages = [name for name, child in lists.items() if any(has_blocks(stage) for stage in child.children())]
     parts = list(children)
     if not is_root or len(stages) != 1:
-        return sorted(parts, key=_is_final)
+        return sorted(parts, key=_place)
     count = len(lists[stages[0]])  # a list is stepped through by hand
     beside = [name for length in (count, count - 1) for name, child in lists.items() if len(child) == length]
     norms = [f'norm{i}' for i in _out_indices(module)]
@@ -47,11 +49,11 @@ def _children_in_order(module: nn.Module, is_root: bool) -> list[str]:
         steps += _side_by_side(module, beside, i) + [name for name in norms if name == f'norm{i}']
     at = parts.index(stages[0])
     rest = [[part for part in some if part not in (*beside, *steps)] for some in (parts[:at], parts[at:])]
-    return sorted([*rest[0], *steps, *rest[1]], key=_is_final)
+    return sorted([*rest[0], *steps, *rest[1]], key=_place)
 
 
-def _is_final(name: str) -> bool:
-    return name.startswith('final')
+def _place(name: str) -> int:
+    return -1 if name in FIRST else int(name.startswith('final'))
 
 
 def _out_indices(module: nn.Module) -> list[int]:

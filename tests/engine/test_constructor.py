@@ -134,13 +134,22 @@ def test_a_level_can_be_set_by_hand():
     'name, cls', [('Adam', AdamOLOR), ('AdamW', AdamWOLOR), ('SGD', SGDOLOR), (torch.optim.SGD, SGDOLOR)]
 )
 def test_stock_types_are_replaced_and_the_log_says_so(name, cls, caplog):
-    logger = MMLogger.get_instance('mmengine')
+    logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     try:
         assert type(build(optimizer=dict(type=name, lr=0.1)).optimizer) is cls
     finally:
         logger.removeHandler(caplog.handler)
     assert f'replaced by {cls.__name__}' in caplog.text
+
+
+def test_custom_keys_take_what_an_optimizer_reads_from_its_groups():
+    """LARS of mmpretrain has no such argument and looks for it in the group, where stock configs put it."""
+    lars = dict(type='mmpretrain.LARS', lr=0.1)
+    optimizer = build(optimizer=lars, custom_keys={'head': dict(lars_exclude=True)}).optimizer
+    assert {g['names'][0].split('.')[0] for g in optimizer.param_groups if g.get('lars_exclude')} == {'head'}
+    with pytest.raises(ValueError, match="unknown key 'lars_exclud'"):
+        build(optimizer=lars, custom_keys={'head': dict(lars_exclud=True)})
 
 
 def test_any_other_optimizer_works_too():

@@ -204,7 +204,7 @@ def test_what_cannot_work_says_why(changes, message):
 STOCK = {
     'mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py': 12,
     'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py': 12,
-    'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py': 12,
+    'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py': 18,
     'mmpretrain::resnet/resnet50_8xb32_in1k.py': 16,
     'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py': 17,
     'mmpretrain::hrnet/hrnet-w18_4xb32_in1k.py': None,

@@ -165,6 +165,8 @@ def test_foreach_and_fused_equal_the_for_loop(name):
 
 @every_optimizer
 def test_compiled_equals_eager(name):
+    if name == 'NAdamOLOR' and torch.__version__ < '2.2':
+        pytest.skip('this torch compiles NAdam for GPUs alone')
     torch._dynamo.reset()
     eager, compiled = parameters(name), parameters(name)
     changes = dict(foreach=True) if name != 'MuonOLOR' else {}

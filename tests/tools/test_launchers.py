@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSIFICATION, ROOT, load, run, train
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+
+from launch import config_file
 
 DETECTION = 'configs/detection/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py'
 INSTANCES = 'configs/instance_segmentation/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
@@ -65,6 +70,72 @@ def test_each_task_trains_evaluates_and_tests(data, tmp_path, config):
     assert tested[metric] == pytest.approx(trained[-1], abs=1e-6)
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
     assert list((tmp_path / 'test').rglob('*.png')) or list((tmp_path / 'test').rglob('*.jpg'))
+
+
+# stock configs with rollback and small data, without a file of one's own
+README_OPTIONS = re.search(r'--cfg-options (optim_wrapper\..*?)\n\n', (ROOT / 'README.md').read_text(), re.S)[1]
+ONE_STEP = ('default_hooks.checkpoint.interval=1', 'train_dataloader.persistent_workers=False')
+STOCK = {
+    'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py': (
+        'train_dataloader.dataset.data_root=data/trees/',
+        'train_dataloader.dataset.ann_file=train.json',
+        'train_dataloader.dataset.data_prefix.img=',
+        'train_dataloader.dataset.metainfo.classes=("tree",)',
+        'train_dataloader.dataset.indices=4',
+        'train_dataloader.dataset.pipeline.2.scale=(128,128)',
+        'train_cfg.max_epochs=1',
+        'model.bbox_head.num_classes=1',
+    ),
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': (
+        'train_dataloader.dataset.type=BaseSegDataset',
+        'train_dataloader.dataset.data_root=data/nuclei',
+        'train_dataloader.dataset.data_prefix.img_path=train',
+        'train_dataloader.dataset.data_prefix.seg_map_path=train_semantic',
+        'train_dataloader.dataset.img_suffix=.png',
+        'train_dataloader.dataset.metainfo.classes=("background","nucleus")',
+        'train_dataloader.dataset.pipeline.1.reduce_zero_label=False',
+        'train_dataloader.dataset.pipeline.2.scale=(128,128)',
+        'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+        'data_preprocessor.size=(64,64)',
+        'model.data_preprocessor.size=(64,64)',
+        'train_cfg.max_iters=2',
+        'model.decode_head.num_classes=2',
+    ),
+    'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py': (
+        'train_dataloader.dataset.data_root=data/digits',
+        f'train_dataloader.dataset.metainfo.classes=({",".join(map(repr, "0123456789"))})',
+        'train_dataloader.dataset.indices=8',
+        'train_dataloader.batch_size=4',
+        'train_dataloader.dataset.pipeline.1.scale=64',
+        'train_cfg.max_epochs=1',
+        'model.head.num_classes=10',
+        'data_preprocessor.num_classes=10',
+        'param_scheduler=[]',
+        'custom_hooks=[]',
+    ),
+}
+
+
+@pytest.mark.parametrize('config', STOCK, ids=lambda config: config.split('::')[0])
+def test_a_stock_config_gains_rollback_by_the_options_of_the_readme(data, tmp_path, config):
+    cfg = Config.fromfile(config_file(config))
+    init_default_scope(cfg.default_scope)
+    weights = tmp_path / 'weights.pth'
+    backbone = MODELS.build({**cfg.model.backbone, 'init_cfg': None})
+    torch.save(backbone.state_dict(), weights)
+    options = (
+        *README_OPTIONS.replace('\\', ' ').split(),
+        'model.backbone.init_cfg.type=Pretrained',
+        f'model.backbone.init_cfg.checkpoint={weights}',
+    )
+    done = train(config, tmp_path / 'run', '--no-validate', *options, *STOCK[config], *ONE_STEP)
+    trained = sum(p.requires_grad for p in backbone.parameters())
+    assert f'pre-trained and rolled back (backbone {trained} of {trained})' in done.stdout
+    checkpoint = load(last_checkpoint(tmp_path / 'run'))
+    kept = [entry['anchor'] for entry in checkpoint['optimizer']['state'].values() if 'anchor' in entry]
+    assert sorted(float(a.double().sum()) for a in kept) == sorted(
+        float(p.detach().double().sum()) for p in backbone.parameters() if p.requires_grad
+    )
 
 
 KILLED = {

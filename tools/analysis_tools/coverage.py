@@ -16,12 +16,13 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path[:] = sys.path[1:]  # this folder: numba would take this file for the package of that name
@@ -172,9 +173,11 @@ def forget_weights(cfg) -> None:
     for value in cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, (list, tuple)) else ():
         forget_weights(value)
     if isinstance(cfg, dict):
-        for key in ('init_cfg', 'pretrained'):
+        for key in ('init_cfg', 'pretrained', 'teacher_ckpt'):
             if isinstance(cfg.get(key), str) or 'Pretrained' in str(cfg.get(key)):
                 cfg[key] = None
+            elif cfg.get(key) is True:  # of a TIMM wrapper
+                cfg[key] = False
 
 
 def check_own_optimizer(model: nn.Module, wrapper: dict | None) -> None:
@@ -292,8 +295,9 @@ def results(path: Path) -> list[dict]:
 
 
 def prepare() -> None:
-    """Quiet, and one thread for each of the processes."""
+    """Quiet, one thread for each of the processes, and the process group that SyncBN asks for."""
     torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     warnings.simplefilter('ignore')
     logging.disable(logging.ERROR)
     sys.stdout = sys.stderr = open('/dev/null', 'w')  # noqa: SIM115  models print when they are built
@@ -386,7 +390,10 @@ def main() -> None:
     paths = {str(path): library for library in LIBRARIES for path in stock_configs(library) if args.match in str(path)}
     if not paths:
         raise SystemExit(f'--match {args.match!r}: no stock config has this in its path')
-    with Pool(args.processes, prepare) as pool:
+    os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1')  # or each tokenizer is asked for several times
+    # a fork of a process that has threads may hang
+    processes = get_context('spawn')
+    with processes.Pool(args.processes, prepare) as pool:
         found = list(track(pool.imap_unordered(read, paths, 16), 'Reading configs', total=len(paths)))
     counts, first, unread = Counter(), {}, Counter()
     for path, key, _, problem in sorted(found):
@@ -395,14 +402,12 @@ def main() -> None:
         else:
             counts[key] += 1
             first.setdefault(key, path)
-    for library in {paths[path] for path in first.values()}:  # once, not in each process anew
-        importlib.import_module(f'{library}.models')
     done = work_dir / 'rows.jsonl'
     tasks = [(path, key, paths[path]) for key, path in first.items()]
     known = {row['key'] for row in results(done)}
     todo = [task for task in tasks if task[1] not in known]
     # a fresh process now and then: some libraries keep what they have built
-    with Pool(args.processes, prepare, maxtasksperchild=25) as pool, open(done, 'a') as file:
+    with processes.Pool(args.processes, prepare, maxtasksperchild=100) as pool, open(done, 'a') as file:
         for row in track(pool.imap_unordered(examine, todo), 'Models', total=len(todo)):
             file.write(json.dumps(row) + '\n')
             file.flush()

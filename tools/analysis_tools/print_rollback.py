@@ -10,6 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+# tools/, for launch.py, in place of this folder: numba would take the coverage.py here for the package of that name
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from olor_mm.analysis.rollback_table import examine, quiet
 
 try:
@@ -19,7 +22,6 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f'print_rollback: {error}; pip install rich matplotlib')
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launch import config_parser, load_config
 
 
