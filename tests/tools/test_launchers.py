@@ -138,6 +138,49 @@ def test_a_stock_config_gains_rollback_by_the_options_of_the_readme(data, tmp_pa
     )
 
 
+PURE_BASE = """
+from mmengine.dataset import DefaultSampler
+from mmengine.dataset.utils import default_collate
+from mmpretrain.datasets import CustomDataset, LoadImageFromFile, PackInputs
+from mmpretrain.models import ClsDataPreprocessor, GlobalAveragePooling, ImageClassifier, LinearClsHead, MobileNetV2
+
+default_scope = 'mmpretrain'
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=MobileNetV2, init_cfg=dict(
+        type='Pretrained', checkpoint='data/weights/mobilenet_v2_mmpretrain.pth', prefix='backbone.')),
+    neck=dict(type=GlobalAveragePooling), head=dict(type=LinearClsHead, num_classes=10, in_channels=1280),
+    data_preprocessor=dict(type=ClsDataPreprocessor, num_classes=10))
+train_dataloader = dict(
+    batch_size=4, num_workers=0, sampler=dict(type=DefaultSampler), collate_fn=dict(type=default_collate),
+    dataset=dict(type=CustomDataset, data_root='data/digits/train', indices=8,
+                 pipeline=[dict(type=LoadImageFromFile), dict(type=PackInputs)]))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+"""
+PURE = """
+from mmengine.config import read_base
+from mmengine.optim import OptimWrapper
+from olor_mm.engine import OLOROptimWrapperConstructor
+from olor_mm.optim import AdamWOLOR
+
+with read_base():
+    from .pure_base import *
+
+optim_wrapper = dict(
+    type=OptimWrapper, constructor=OLOROptimWrapperConstructor, optimizer=dict(type=AdamWOLOR, lr=1e-4),
+    paramwise_cfg=dict(rollback=dict(max_level=0.1)))
+"""
+
+
+def test_a_config_in_pure_python_trains(data, tmp_path):
+    (tmp_path / 'pure_base.py').write_text(PURE_BASE)
+    (tmp_path / 'pure.py').write_text(PURE)
+    done = train(tmp_path / 'pure.py', tmp_path / 'run')
+    assert 'pre-trained and rolled back (backbone 156 of 156)' in done.stdout
+    table = run(sys.executable, 'tools/analysis_tools/print_rollback.py', tmp_path / 'pure.py')
+    assert 'Rolled back: 156 of 158' in table.stdout
+
+
 KILLED = {
     # random flips in a worker, random sampling of boxes in the model, checkpoints by epoch
     DEMO: (
