@@ -1,23 +1,23 @@
 """From a config to an optimizer with layer-wise rollback."""
 
 import inspect
+import logging
 from contextlib import AbstractContextManager
 
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, ZeroRedundancyOptimizer
 from torch import nn
-from torch.optim import Optimizer
 
 from ..compat import unwrapped, whole_parameters
-from ..optim import Rollback, layer_penalty
+from ..optim import layer_penalty
 from ..optim.penalty import check_rollback
 from ..optim.state import eager
 from ..pretrained import LoadRecord
 from .earlier import repeat_loading, was_initialised
 from .optimizers import OLOR, ZeroRedundancyOptimizerOLOR, flat_cfg, is_named, rollback_class
 from .selection import PretrainedSelection
-from .settings import WHERE, RollbackSettings, as_dict, check_keys
+from .settings import WHERE, RollbackSettings, as_dict, check_keys, nearest
 
 STOCK_KEYS = (
     'custom_keys',
@@ -29,6 +29,7 @@ STOCK_KEYS = (
     'dcn_offset_lr_mult',
     'bypass_duplicate',
 )
+LEFT_OVER = ('_delete',)  # in stock configs of Twins, meant to be _delete_
 
 
 class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -60,7 +61,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         paramwise_cfg = dict(as_dict(paramwise_cfg or {}, 'paramwise_cfg'))
         self.settings = RollbackSettings.from_cfg(paramwise_cfg.get('rollback'))
-        check_keys(paramwise_cfg, ('rollback', *STOCK_KEYS), 'paramwise_cfg')
+        check_keys(paramwise_cfg, ('rollback', *STOCK_KEYS, *LEFT_OVER), 'paramwise_cfg')
         if 'rollback' in optim_wrapper_cfg:
             raise ValueError(
                 f'optim_wrapper.rollback={optim_wrapper_cfg["rollback"]!r} stands in the wrong place: it belongs into '
@@ -86,9 +87,16 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for key, options in custom_keys.items():
             where = f'paramwise_cfg.custom_keys[{key!r}]'
             known = inspect.signature(self.stepper.__bases__[-1]).parameters
-            as_dict(options, where)
-            read = [key for key in options if _reads(self.stepper, key)]
-            check_keys(options, ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:], *read), where)
+            known_keys = ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:])
+            others = [key for key in as_dict(options, where) if not nearest(key, known_keys)]
+            check_keys(options, (*known_keys, *others), where)
+            for key in set(others):  # such as 'lars_exclude' of LARS and 'fix_lr' of SimSiamHook
+                print_log(
+                    f'OLOR: {where}.{key}={options[key]!r} is no argument of {self.stepper.__name__}; it is put into '
+                    'the parameter group, for what may read it there',
+                    logger='current',
+                    level=logging.WARNING,
+                )
             check_rollback(options.get('rollback', 0.0), self.settings.coupling, where)
 
     def _rollback_optimizer(self, cfg: dict) -> dict:
@@ -168,12 +176,6 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return {
             p: layer_penalty(*index[name], s.max_level, s.min_level, s.power) for name, p in model.named_parameters()
         }
-
-
-def _reads(optimizer: type, key: str) -> bool:
-    """Whether an optimizer looks for an option in its groups that is no argument of it, as LARS for 'lars_exclude'."""
-    bases = [cls for cls in optimizer.__mro__ if issubclass(cls, Optimizer) and not issubclass(cls, Rollback)]
-    return any(repr(key) in inspect.getsource(cls) for cls in bases if cls is not Optimizer)
 
 
 def _unique(groups: list[dict]) -> list[dict]:

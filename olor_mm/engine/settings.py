@@ -91,9 +91,14 @@ def check_keys(cfg: Mapping, known: Collection[str], where: str) -> None:
     """
     for key in cfg:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = nearest(key, known)
             hint = f'did you mean {near[0]!r}? ' if near else ''
             raise ValueError(f'{where}: unknown key {key!r} (={cfg[key]!r}); {hint}Known keys: {", ".join(known)}')
+
+
+def nearest(key: str, known: Collection[str]) -> list[str]:
+    """The known key that an unknown one may be a typing error of, or none."""
+    return difflib.get_close_matches(str(key), known, n=1)
 
 
 def as_dict(value: Mapping, where: str) -> Mapping:

@@ -7,7 +7,8 @@ from numbers import Integral
 
 from torch import nn
 
-from .order import CONTAINERS, has_blocks, names_in_order
+from .blocks import find_blocks
+from .order import names_in_order
 
 METHODS = ('block', 'tensor')
 # what models of OpenMMLab call the parts that are pre-trained by themselves, those of images and those of text
@@ -76,7 +77,7 @@ def _index_backbone(backbone: nn.Module, prefix: str, method: str, whole_model: 
     shown = set(names)  # of a shared parameter, its first name alone
     ordered = [name for name in dict.fromkeys(names_in_order(backbone)) if name in shown]
     block_names = {id(block): name for name, block in backbone.named_modules()}
-    blocks = {f'{block_names[id(block)]}.' for block in _blocks(backbone, outermost=True)}
+    blocks = {f'{block_names[id(block)]}.' for block in find_blocks(backbone)}
     block_of = {name: next((block for block in blocks if name.startswith(block)), None) for name in ordered}
     depths = _own_depths(backbone, prefix, block_of) or _block_depths(backbone, block_of, trailing_is_head=whole_model)
     return {prefix + name: depths[name] for name in names}
@@ -123,29 +124,6 @@ def _block_depths(
     depths.update(dict.fromkeys(waiting, count + 1 if trailing_is_head else count))
     first = min(depths.values())  # 1 where the stem is itself built like a block
     return {name: (i - first, count + 1 - first) for name, i in depths.items()}
-
-
-def _blocks(module: nn.Module, outermost: bool = False) -> list[nn.Module]:
-    """The blocks of a module, in registration order.
-
-    A block has at least two weights and no series of blocks of one class in it; a module with such a series is a stage
-    and stands for the blocks in it.
-    """
-    if not has_blocks(module) or 'weight' in dict(module.named_parameters(recurse=False)):
-        return []  # an operator, as a deformable convolution with that of its offsets
-    inner = [block for child in module.children() for block in _blocks(child)]
-    plain_container = type(module).__name__ in ('Sequential', 'ModuleList', 'ModuleDict')
-    is_stage = any(_has_series(m, inner) for m in module.modules())
-    if outermost or is_stage or plain_container:
-        return inner
-    return [module]
-
-
-def _has_series(container: nn.Module, blocks: list[nn.Module]) -> bool:
-    if not isinstance(container, CONTAINERS):
-        return False
-    series = [type(child) for child in container.children() if any(child is block for block in blocks)]
-    return len(series) > len(set(series))
 
 
 def names_under(prefix: str, names: Iterable[str], where: str) -> list[str]:

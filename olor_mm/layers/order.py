@@ -5,13 +5,9 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+from .blocks import find_blocks
+
 FIRST = ('pre_norm', 'norm_pre', 'ln_pre', 'pre_layrnorm')  # CLIP's norm before the blocks, as libraries call it
-
-
-def has_blocks(module: nn.Module) -> bool:
-    """Whether a module has at least two weights: more than a convolution with its norm, or a patch embedding."""
-    return sum(p.ndim > 1 for p in module.parameters()) > 1
 
 
 def names_in_order(module: nn.Module, prefix: str = '') -> Iterator[str]:
@@ -35,7 +31,7 @@ def names_in_order(module: nn.Module, prefix: str = '') -> Iterator[str]:
 def _children_in_order(module: nn.Module, is_root: bool) -> list[str]:
     children = dict(module.named_children())
     lists = {name: child for name, child in children.items() if isinstance(child, nn.ModuleList)}
-    stages = [name for name, child in lists.items() if any(has_blocks(stage) for stage in child.children())]
+    stages = [name for name, child in lists.items() if find_blocks(child)]
     parts = list(children)
     if not is_root or len(stages) != 1:
         return sorted(parts, key=_place)

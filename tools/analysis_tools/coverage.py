@@ -274,13 +274,16 @@ def check_order(backbone: nn.Module, index: dict[str, tuple[int, int]], prefix: 
 
 def possible_inputs(module: nn.Module, device: str) -> Iterator[tuple]:
     """What a backbone may take: images of the size it asks for; for some of self-supervised learning a mask as well."""
-    channels = next((p.shape[1] for p in module.parameters() if p.ndim == 4), 3)
+    channels = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
     channels = 3 if channels == 12 else channels  # of every second pixel, as a Focus layer cuts images
     asked = [size for m in module.modules() for size in (getattr(m, 'img_size', None), getattr(m, 'input_size', None))]
     sizes = [(s, s) if isinstance(s, int) else tuple(s)[-2:] for s in asked if s is not None][:1]
     for height, width in [*sizes, *((s, s) for s in SIZES)]:
         images = torch.rand(1, channels, height, width, device=device)
         patches = torch.zeros(1, (height // 16) * (width // 16), device=device)
+        sparse = sys.modules.get('mmpretrain.models.utils.sparse_modules')
+        if sparse is not None:  # of SparK's convolutions, which ask it what is not masked
+            sparse.SparseHelper._cur_active = torch.ones(1, 1, height // 32, width // 32, device=device)
         yield from ((images,), (images, None), (images, patches.bool()), (images, patches))
         yield images, torch.zeros(1, height // 4, width // 4, device=device)
 
