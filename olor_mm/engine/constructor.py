@@ -29,7 +29,7 @@ STOCK_KEYS = (
     'dcn_offset_lr_mult',
     'bypass_duplicate',
 )
-LEFT_OVER = ('_delete',)  # in stock configs of Twins, meant to be _delete_
+MISTAKES = ('_delete', 'wd_mult')  # in stock configs of Twins (for _delete_) and DNLNet (for decay_mult); stock ignores
 
 
 class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -61,7 +61,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         paramwise_cfg = dict(as_dict(paramwise_cfg or {}, 'paramwise_cfg'))
         self.settings = RollbackSettings.from_cfg(paramwise_cfg.get('rollback'))
-        check_keys(paramwise_cfg, ('rollback', *STOCK_KEYS, *LEFT_OVER), 'paramwise_cfg')
+        check_keys(paramwise_cfg, ('rollback', *STOCK_KEYS, *MISTAKES), 'paramwise_cfg')
         if 'rollback' in optim_wrapper_cfg:
             raise ValueError(
                 f'optim_wrapper.rollback={optim_wrapper_cfg["rollback"]!r} stands in the wrong place: it belongs into '
@@ -88,7 +88,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
             where = f'paramwise_cfg.custom_keys[{key!r}]'
             known = inspect.signature(self.stepper.__bases__[-1]).parameters
             known_keys = ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:])
-            others = [key for key in as_dict(options, where) if not nearest(key, known_keys)]
+            others = [key for key in as_dict(options, where) if key in MISTAKES or not nearest(key, known_keys)]
             check_keys(options, (*known_keys, *others), where)
             for key in set(others):  # such as 'lars_exclude' of LARS and 'fix_lr' of SimSiamHook
                 print_log(

@@ -36,7 +36,8 @@ def _children_in_order(module: nn.Module, is_root: bool) -> list[str]:
     if not is_root or len(stages) != 1:
         return sorted(parts, key=_place)
     count = len(lists[stages[0]])  # a list is stepped through by hand
-    beside = [name for length in (count, count - 1) for name, child in lists.items() if len(child) == length]
+    lengths = {name: len(child) for name, child in lists.items() if name != 'stem'}
+    beside = [name for length in (count, count - 1) for name in lengths if lengths[name] == length]
     norms = [f'norm{i}' for i in _out_indices(module)]
     if norms != [name for name in parts if re.fullmatch(r'norm\d+', name)]:
         norms = []
@@ -103,6 +104,19 @@ def _stdc_context_path(module: nn.Module) -> list[str]:
     return ['backbone', 'conv_avg', *arms, 'ffm']
 
 
+def _twins(module: nn.Module) -> list[str]:
+    stages = 'layers' if hasattr(module, 'layers') else 'stages'  # of mmseg, of mmpretrain
+    parts = []
+    for i in range(len(module.get_submodule(stages))):
+        parts += [f'patch_embeds.{i}', f'{stages}.{i}.0', f'position_encodings.{i}', f'{stages}.{i}']
+        parts += [name for name in (f'norm_after_stage{i}', f'norm_list.{i}') if _has(module, name)]
+    return parts
+
+
+def _has(module: nn.Module, part: str) -> bool:
+    return any(name == part for name, _ in module.named_modules())
+
+
 def _unet(module: nn.Module) -> list[str]:
     return ['encoder', *(f'decoder.{i}' for i in reversed(range(len(module.decoder))))]
 
@@ -113,6 +127,7 @@ EXECUTION_ORDER: dict[str, Callable[[nn.Module], list[str]]] = {
     'HourglassNet': _hourglass,
     'ICNet': _icnet,
     'MFFViT': _mff_vit,
+    'PCPVT': _twins,
     'PIDNet': _pidnet,
     'STDCContextPathNet': _stdc_context_path,
     'UNet': _unet,

@@ -41,6 +41,7 @@ from olor_mm.optim import layer_penalty
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 COLUMNS = ('library', 'model', 'backbone', 'parameters', 'layers', 'groups', 'order', 'result', 'configs', 'config')
+SITE = f'{Path(torch.__file__).parents[1]}/'
 IGNORED = (
     'init_cfg',
     'pretrained',
@@ -88,7 +89,8 @@ def without(cfg, keys=IGNORED):
 
 def shortened(error: BaseException) -> str:
     """Class and first line of an error."""
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
+    text = ' '.join(str(error).replace(SITE, '').split())
+    return f'{type(error).__name__}: {text[:160]}'
 
 
 @contextlib.contextmanager
@@ -135,7 +137,7 @@ def _examine(path: str, row: dict) -> None:
         with uninitialised():
             model = MODELS.build(cfg.model)
     except Exception as error:
-        row['result'] = f'cannot be built here: {shortened(error)}'
+        row['result'] = f'not built: {shortened(error)}'
         return
     row['parameters'] = sum(p.numel() for p in model.parameters())
     if not row['parameters']:
@@ -261,6 +263,9 @@ def check_order(backbone: nn.Module, index: dict[str, tuple[int, int]], prefix: 
     reasons = []
     for device in ('meta', 'cpu'):  # on the first, computation costs nothing; some operators are not there
         backbone.to_empty(device=device)
+        for module in backbone.modules():
+            if getattr(module, 'eps', None) == 0:  # as NAS-FCOS has it, and torch does not any more
+                module.eps = 1e-5
         for inputs in possible_inputs(backbone, device):
             try:
                 executed = execution_order(backbone, *inputs)
@@ -286,6 +291,7 @@ def possible_inputs(module: nn.Module, device: str) -> Iterator[tuple]:
             sparse.SparseHelper._cur_active = torch.ones(1, 1, height // 32, width // 32, device=device)
         yield from ((images,), (images, None), (images, patches.bool()), (images, patches))
         yield images, torch.zeros(1, height // 4, width // 4, device=device)
+    yield ()  # SAN's encoder of class names
 
 
 def results(path: Path) -> list[dict]:
@@ -300,10 +306,11 @@ def results(path: Path) -> list[dict]:
 def prepare() -> None:
     """Quiet, one thread for each of the processes, and the process group that SyncBN asks for."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     warnings.simplefilter('ignore')
     logging.disable(logging.ERROR)
-    sys.stdout = sys.stderr = open('/dev/null', 'w')  # noqa: SIM115  models print when they are built
+    for stream in (1, 2):  # models print when they are built, gloo when it starts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def write(rows: list[dict], counts: Counter, unread: Counter, out: Path, command: str) -> None:
@@ -363,7 +370,7 @@ def grouped(rows: list[dict], counts: Counter) -> list[tuple]:
     total: Counter = Counter()
     for row in rows:
         total[row['model'], row['result']] += counts[row['key']]
-    return [(n, model, reason) for (model, reason), n in total.items()]
+    return [(n, model, reason.removeprefix('not built: ')) for (model, reason), n in total.items()]
 
 
 def spread(rows: list[dict], column: str) -> str:
