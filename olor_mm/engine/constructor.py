@@ -80,15 +80,27 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
             optimizer = flat_cfg(optimizer)
             optim_wrapper_cfg = {**optim_wrapper_cfg, 'optimizer': optimizer}
         custom_keys = as_dict(paramwise_cfg.get('custom_keys', {}), 'paramwise_cfg.custom_keys')
+        for key, options in custom_keys.items():
+            as_dict(options, f'paramwise_cfg.custom_keys[{key!r}]')
         # the default constructor makes groups only where there are options, and layers always need groups
         paramwise_cfg['rollback'] = self.settings
+        optimizer_cfg = self._rollback_optimizer(optimizer)
+        decays = [key for key in paramwise_cfg if key.endswith('decay_mult')]
+        decays += [
+            f'custom_keys[{key!r}].decay_mult' for key, options in custom_keys.items() if 'decay_mult' in options
+        ]
+        if decays and optimizer.get('weight_decay') is None:
+            raise ValueError(
+                f'optimizer.weight_decay is not set, and paramwise_cfg.{decays[0]} is a multiple of it: set '
+                'weight_decay in optimizer (in its base, of type OLOR), or leave that out'
+            )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
-        self.optimizer_cfg = self._rollback_optimizer(optimizer)
+        self.optimizer_cfg = optimizer_cfg
         for key, options in custom_keys.items():
             where = f'paramwise_cfg.custom_keys[{key!r}]'
             known = inspect.signature(self.stepper.__bases__[-1]).parameters
             known_keys = ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:])
-            others = [key for key in as_dict(options, where) if key in MISTAKES or not nearest(key, known_keys)]
+            others = [key for key in options if key in MISTAKES or not nearest(key, known_keys)]
             check_keys(options, (*known_keys, *others), where)
             for key in set(others):  # such as 'lars_exclude' of LARS and 'fix_lr' of SimSiamHook
                 print_log(
@@ -142,6 +154,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'optimizer, add _delete_=True to optim_wrapper'
             ) from error
         optimizer = optim_wrapper.optimizer
+        getattr(optimizer, 'optim', optimizer).warn = _log_warning
         candidates = optimizer.undecided()
         if candidates and self.settings.pretrained == 'auto' and was_initialised(model):
             repeat_loading(model, record)
@@ -194,6 +207,10 @@ def _merge(groups: list[dict], levels: dict[nn.Parameter, float]) -> list[dict]:
         options = {'rollback': levels[p], **{key: value for key, value in group.items() if key != 'params'}}
         merged.setdefault(repr(sorted(options.items())), dict(params=[], **options))['params'].append(p)
     return list(merged.values())
+
+
+def _log_warning(message: str) -> None:
+    print_log(f'OLOR: {message}', logger='current', level=logging.WARNING)
 
 
 def _check_at_start(optim_wrapper: OptimWrapper, selection: PretrainedSelection) -> None:

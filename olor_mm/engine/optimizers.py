@@ -5,7 +5,7 @@ from mmengine.registry import OPTIMIZERS
 
 from ..optim import Rollback, with_rollback
 from ..optim.state import check_loadable, settle_options
-from .settings import as_dict
+from .settings import as_dict, nearest
 
 
 def is_named(given: str | type | None, target: str | type) -> bool:
@@ -29,6 +29,13 @@ def rollback_class(base: str | type, where: str) -> type:
         if isinstance(base, str):
             with OPTIMIZERS.switch_scope_and_registry(None) as registry:
                 found = registry.get(base)
+                if found is None and base.endswith('OLOR'):
+                    found = registry.get(base.removesuffix('OLOR'))
+                if found is None:
+                    near = nearest(base.rpartition('.')[2], registry.module_dict)
+                    raise ValueError(
+                        f'there is no such optimizer; did you mean {near[0]!r}?' if near else 'there is none'
+                    )
         return with_rollback(found)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f'{where}={base!r}: {error}') from error
@@ -133,11 +140,12 @@ class ZeroRedundancyOptimizerOLOR(ZeroRedundancyOptimizer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load the state of all processes; each takes its share. See :meth:`olor_mm.optim.Rollback.load_state_dict`."""
-        check_loadable(type(self.optim).__name__, state_dict, self.param_groups)
+        check_loadable(type(self.optim).__name__, state_dict, self.param_groups, self.optim.defaults)
         before = [dict(group) for group in self.param_groups]
         super().load_state_dict({**state_dict, 'state': dict(state_dict['state'])})
         self.state.clear()  # torch leaves a second copy here
         for groups in (self.param_groups, self.optim.param_groups):
-            settle_options(groups, before)
+            for message in settle_options(groups, before):
+                self.optim.warn(message)
         self.optim.adopt_anchors({p: state['anchor'] for p, state in self.optim.state.items() if 'anchor' in state})
         self.upstream = state_dict.get('upstream', self.upstream)

@@ -1,8 +1,15 @@
 """The repeated blocks of a backbone: residual, transformer, inverted residual, ..."""
 
+import re
+from collections.abc import Iterator
+
 from torch import nn
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+# by what libraries call these parts, which belong to the block they feed however many weights they have
+NO_BLOCK = re.compile(r'.*embed(ding)?s?|downsample.*|transition.*')
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
@@ -11,12 +18,12 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
     A block has at least two weights and no series of blocks of one class in it; a module with such a series is a stage
     and stands for the blocks in it.
     """
-    return [block for child in module.children() for block in _blocks(child)]
+    return [block for name, child in module.named_children() for block in _blocks(name, child)]
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    if sum(p.ndim > 1 for p in module.parameters()) < 2:
-        return []  # a convolution with its norm, a patch embedding, a norm
+def _blocks(name: str, module: nn.Module) -> list[nn.Module]:
+    if NO_BLOCK.fullmatch(name) or _count_weights(module) < 2:
+        return []  # also a convolution with its norm
     if 'weight' in dict(module.named_parameters(recurse=False)):
         return []  # an operator, as a deformable convolution with the one for its offsets
     inner = find_blocks(module)
@@ -25,8 +32,22 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return inner if plain_container or is_stage else [module]
 
 
-def _has_series(container: nn.Module, blocks: list[nn.Module]) -> bool:
-    if not isinstance(container, CONTAINERS):
-        return False
-    series = [type(child) for child in container.children() if any(child is block for block in blocks)]
-    return len(series) > len(set(series))
+def _count_weights(module: nn.Module) -> int:
+    layers = (m for m in module.modules() if not isinstance(m, nn.Embedding))
+    return sum(p.ndim > 1 for m in layers for p in m.parameters(recurse=False))
+
+
+def _has_series(module: nn.Module, blocks: list[nn.Module]) -> bool:
+    """Whether several blocks of one class are in a list or sequence, or numbered (``b1``, ``b2``) and alone."""
+    found = [(name, child) for name, child in _members(module) if any(child is block for block in blocks)]
+    kinds = {type(child) for _, child in found}
+    if isinstance(module, CONTAINERS):
+        return len(found) > len(kinds)
+    return len(found) > 1 and len(kinds) == len({re.sub(r'\d+', '', name) for name, _ in found}) == 1
+
+
+def _members(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        yield name, child
+        if isinstance(module, CONTAINERS) and isinstance(child, CONTAINERS):
+            yield from _members(child)

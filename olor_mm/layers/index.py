@@ -63,7 +63,8 @@ def backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     found = []
     for name, child in module.named_modules():
         inside = any(name.startswith(outer) for outer in found)
-        if BACKBONES.fullmatch(name.rpartition('.')[2]) and not inside:
+        parent, _, own_name = name.rpartition('.')
+        if BACKBONES.fullmatch(own_name) and not inside and 'embed' not in parent:  # a hybrid's stem may be a ResNet
             found.append(f'{name}.')
             yield f'{name}.', child
     if not found:
@@ -76,8 +77,11 @@ def _index_backbone(backbone: nn.Module, prefix: str, method: str, whole_model: 
         return {prefix + name: (i, len(names) - 1) for i, name in enumerate(names)}
     shown = set(names)  # of a shared parameter, its first name alone
     ordered = [name for name in dict.fromkeys(names_in_order(backbone)) if name in shown]
+    root = backbone
+    while len(inside := list(root.children())) == 1:  # a wrapper, as mmpretrain's of timm
+        [root] = inside
     block_names = {id(block): name for name, block in backbone.named_modules()}
-    blocks = {f'{block_names[id(block)]}.' for block in find_blocks(backbone)}
+    blocks = {f'{block_names[id(block)]}.' for block in find_blocks(root)}
     block_of = {name: next((block for block in blocks if name.startswith(block)), None) for name in ordered}
     depths = _own_depths(backbone, prefix, block_of) or _block_depths(backbone, block_of, trailing_is_head=whole_model)
     return {prefix + name: depths[name] for name in names}
@@ -113,7 +117,7 @@ def _block_depths(
         depths.update(dict.fromkeys(waiting, len(numbers) + 1 if numbers and block not in numbers else len(numbers)))
         depths[name] = numbers.setdefault(block, len(numbers) + 1)
         waiting = []
-    if not numbers:  # a plain chain: every weight opens a layer, its bias and norm belong to it
+    if len(numbers) < 2:  # a plain chain: every weight opens a layer, its bias and norm belong to it
         ndims = {name: p.ndim for name, p in backbone.named_parameters()}
         weights = 0
         for name in block_of:

@@ -2,41 +2,41 @@
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import groupby
 
 from torch import nn
 
 from .blocks import find_blocks
 
-FIRST = ('pre_norm', 'norm_pre', 'ln_pre', 'pre_layrnorm')  # CLIP's norm before the blocks, as libraries call it
+FIRST = ('pre_norm', 'ln_pre', 'pre_layrnorm')  # CLIP's norm before the blocks, as libraries call it
 
 
 def names_in_order(module: nn.Module, prefix: str = '') -> Iterator[str]:
     """Names of a module's parameters, those that its forward pass comes to first in front; may repeat some.
 
-    It is the order of registration, but for these: lists as long as the list of stages, or one shorter, run side by
-    side with it (``downsample_layers`` with ``stages``); where ``out_indices`` has 2, ``norm2`` comes after stage 2 of
-    such a list; ``final_conv`` comes last in its module, ``pre_norm`` first; the backbones in :data:`EXECUTION_ORDER`
-    have their own.
+    It is the order of registration, but for these: lists as long as the list of stages beside them, or one shorter, run
+    side by side with it (``downsample_layers`` with ``stages``); where ``out_indices`` has 2, ``norm2`` comes after
+    stage 2 of such a list; ``final_conv`` comes last in its module, ``pre_norm`` first; the backbones in
+    :data:`EXECUTION_ORDER` have their own.
     """
     for name, _ in module.named_parameters(recurse=False):
         yield prefix + name
     special = [EXECUTION_ORDER[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in EXECUTION_ORDER]
-    parts = special[0](module) if special else _children_in_order(module, is_root=not prefix)
+    parts = special[0](module) if special else _children_in_order(module)
     for part in parts:
         yield from names_in_order(module.get_submodule(part), f'{prefix}{part}.')
     for name, _ in module.named_parameters():  # what no part has named
         yield prefix + name
 
 
-def _children_in_order(module: nn.Module, is_root: bool) -> list[str]:
-    children = dict(module.named_children())
-    lists = {name: child for name, child in children.items() if isinstance(child, nn.ModuleList)}
-    stages = [name for name, child in lists.items() if find_blocks(child)]
-    parts = list(children)
-    if not is_root or len(stages) != 1:
+def _children_in_order(module: nn.Module) -> list[str]:
+    parts = list(dict(module.named_children()))
+    lists = [name for name, child in module.named_children() if isinstance(child, nn.ModuleList)]
+    stages = [name for name in lists if find_blocks(module.get_submodule(name))]
+    if len(stages) != 1 or stages[0] == 'branches':  # those of HRNet run one after the other
         return sorted(parts, key=_place)
-    count = len(lists[stages[0]])  # a list is stepped through by hand
-    lengths = {name: len(child) for name, child in lists.items() if name != 'stem'}
+    lengths = {name: len(module.get_submodule(name)) for name in _neighbours(stages[0], parts, lists)}
+    count = lengths[stages[0]]
     beside = [name for length in (count, count - 1) for name in lengths if lengths[name] == length]
     norms = [f'norm{i}' for i in _out_indices(module)]
     if norms != [name for name in parts if re.fullmatch(r'norm\d+', name)]:
@@ -47,6 +47,12 @@ def _children_in_order(module: nn.Module, is_root: bool) -> list[str]:
     at = parts.index(stages[0])
     rest = [[part for part in some if part not in (*beside, *steps)] for some in (parts[:at], parts[at:])]
     return sorted([*rest[0], *steps, *rest[1]], key=_place)
+
+
+def _neighbours(stages: str, parts: list[str], lists: list[str]) -> list[str]:
+    """The lists that were registered right before and after the list of stages, with it: they are stepped through."""
+    runs = [list(run) for is_list, run in groupby(parts, lambda part: part in lists and part != 'stem') if is_list]
+    return next(run for run in runs if stages in run)
 
 
 def _place(name: str) -> int:
@@ -91,6 +97,13 @@ def _mff_vit(module: nn.Module) -> list[str]:
     return parts
 
 
+def _mvit(module: nn.Module) -> list[str]:
+    parts = ['patch_embed']
+    for i in range(len(module.blocks)):
+        parts += [f'blocks.{i}'] + [f'norm{stage}' for at, stage in module.stage_indices.items() if at == i]
+    return [part for part in parts if _has(module, part)]
+
+
 def _pidnet(module: nn.Module) -> list[str]:
     branches = ['i_branch_layers', 'p_branch_layers', 'd_branch_layers']
     parts = ['stem']
@@ -127,6 +140,7 @@ EXECUTION_ORDER: dict[str, Callable[[nn.Module], list[str]]] = {
     'HourglassNet': _hourglass,
     'ICNet': _icnet,
     'MFFViT': _mff_vit,
+    'MViT': _mvit,
     'PCPVT': _twins,
     'PIDNet': _pidnet,
     'STDCContextPathNet': _stdc_context_path,

@@ -5,7 +5,6 @@ import hashlib
 import mmap
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
@@ -118,12 +117,12 @@ class AnchorFiles:
         return self._tensors[path]
 
 
-def warn_of_missing(missing: int, total: int, files: Iterable[str]) -> None:
+def missing_message(missing: int, total: int, files: Iterable[str]) -> str:
     """Tell how many anchors could not be taken from a file."""
-    warnings.warn(
+    why = 'it is another checkpoint than the one that was loaded' if missing == total else 'resized or converted ones'
+    return (
         f'anchor_file={list(files)}: {missing} of {total} pre-trained parameters have a value that is not in there '
-        '(it was resized or converted when it was loaded); their anchors are kept in memory.',
-        stacklevel=2,
+        f'({why}); their anchors are kept in memory.'
     )
 
 

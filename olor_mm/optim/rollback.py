@@ -10,8 +10,6 @@ The rule (Huang et al., "One Step Learning, One Step Review", AAAI 2024, arXiv 2
 theta_0, the anchor, is the value a parameter has when the first step begins.
 """
 
-import warnings
-
 import torch
 
 from .anchors import check_anchor_options, fetched
@@ -125,7 +123,17 @@ class Rollback(AnchoredState):
                 f"rollback_coupling='lr' relates lr={lr} to the rate the group was added with, and that is 0: add it "
                 'with the rate that its level is meant for, and let a schedule warm it up'
             )
+        if lr > initial_lr * (1 + 1e-6) and not self._told_of_rise:
+            self._tell_of_rise(group, initial_lr)
         return min(max(group['rollback'] * lr / initial_lr, 0.0), 1.0) if lr else 0.0
+
+    @eager
+    def _tell_of_rise(self, group: dict, initial_lr: float) -> None:
+        self._told_of_rise = True
+        self.warn(
+            f'lr={group["lr"]:.3g} is above the {initial_lr:.3g} that rollback={group["rollback"]:.3g} is meant for: '
+            "with coupling 'lr' the level rises with it, up to 1. Lower the schedule (its eta_min), or take 'constant'."
+        )
 
     def _two_pass_groups(self, closure) -> list[dict]:
         """What the base optimizer and the review step in turn; subclasses may take some out and step it themselves."""
@@ -135,11 +143,10 @@ class Rollback(AnchoredState):
     def _decide(self) -> None:
         if not any(group['rollback'] > 0 for group in self.param_groups):
             name = type(self).__name__
-            warnings.warn(
+            self.warn(
                 f'{name}: rollback is 0 in every parameter group, so this is plain {name.removesuffix("OLOR")}. Give '
                 "rollback above 0; in an OpenMMLab config, constructor='OLOROptimWrapperConstructor' and "
-                'paramwise_cfg.rollback.max_level above 0.',
-                stacklevel=3,
+                'paramwise_cfg.rollback.max_level above 0.'
             )
         params = self.undecided()
         if params and self.select_pretrained is not None:

@@ -1,16 +1,19 @@
 """Anchors in the state of an optimizer: captured, hidden where they would mislead, saved and loaded."""
 
 import warnings
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .anchors import AnchorFiles, make_anchor, place_anchor, warn_of_missing
+from .anchors import AnchorFiles, make_anchor, missing_message, place_anchor
 
 NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
+# options of optimizers that came with a version of torch, and that a state saved with an older one lacks
+NEWER = {'foreach', 'fused', 'maximize', 'capturable', 'differentiable', 'decoupled_weight_decay'}
 # as torch does for its own optimizers: torch.compiler.disable would import the compiler here, half a second of it
 eager = torch._disable_dynamo
 
@@ -21,10 +24,13 @@ class AnchoredState:
     It is a tensor; or None for a pre-trained parameter that is frozen and may be trained later.
     """
 
+    warn = staticmethod(warnings.warn)  # replaced where there is a log that people read
+
     def _start_state(self) -> None:
         self._files = AnchorFiles()
         self.select_pretrained = None
         self.upstream = {}
+        self._told_of_rise = False
 
     def _complete(self, group: dict) -> None:
         for key, value in self._rollback_defaults.items():
@@ -52,7 +58,7 @@ class AnchoredState:
                 missing.append(group['anchor_file'])
             self.state[p]['anchor'] = make_anchor(p, group) if anchor is None else anchor
         if missing:
-            warn_of_missing(len(missing), len(due), sorted(set(chain(*missing))))
+            self.warn(missing_message(len(missing), len(due), sorted(set(chain(*missing)))))
         if due:
             self._files.release(self.state[p]['anchor'] for p, _ in due)
 
@@ -111,7 +117,7 @@ class AnchoredState:
             ValueError: If rollback is on here and the loaded state is of a run without it, if its parameter groups are
                 others than here, or if a file it names for anchors is not there or is another one.
         """
-        check_loadable(type(self).__name__, state_dict, self.param_groups)
+        check_loadable(type(self).__name__, state_dict, self.param_groups, self.defaults)
         here = [dict(group) for group in self.param_groups]
         present = {p: state['anchor'] for p, state in self.state.items() if 'anchor' in state}
         numbers = chain.from_iterable(group['params'] for group in state_dict['param_groups'])
@@ -120,14 +126,15 @@ class AnchoredState:
         # torch would cast anchors to the dtype of their parameters, and take an anchor for a state of its own
         bare = {i: {k: v for k, v in s.items() if k != 'anchor'} for i, s in state_dict['state'].items()}
         super().load_state_dict({**state_dict, 'state': {i: state for i, state in bare.items() if state}})
-        settle_options(self.param_groups, here)
+        for message in settle_options(self.param_groups, here):
+            self.warn(message)
         self.adopt_anchors(saved if state_dict['state'] else present)  # a reset: what was pre-trained stays so
         self.upstream = state_dict.get('upstream', self.upstream)
 
     def __getstate__(self) -> dict:
         # a copy has its anchors in memory
         own = {key: self.__dict__[key] for key in ('_rollback_defaults', 'select_pretrained', 'upstream')}
-        return {**super().__getstate__(), **own, '_files': AnchorFiles()}
+        return {**super().__getstate__(), **own, '_files': AnchorFiles(), '_told_of_rise': False}
 
     def __setstate__(self, state: dict) -> None:
         bare = {p: kept for p, kept in state['state'].items() if kept.keys() == {'anchor'}}
@@ -144,16 +151,18 @@ def _has_anchor(state: dict) -> bool:
     return anchor is None or isinstance(anchor, dict) or not torch.as_tensor(anchor).isnan().all()
 
 
-def check_loadable(name: str, state_dict: dict, groups: list[dict]) -> None:
+def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: Iterable[str]) -> None:
     """Refuse a state that an optimizer with these groups cannot go on from.
 
     Args:
         name (str): Of the optimizer, for the message.
         state_dict (dict): What would be loaded.
         groups (list[dict]): ``param_groups`` of the optimizer.
+        defaults (Iterable[str]): Names of its options.
 
     Raises:
-        ValueError: If rollback is on and the state has no anchors, or the groups have other parameters.
+        ValueError: If rollback is on and the state has no anchors, the groups have other parameters, or the state is of
+            an optimizer without these options.
     """
     states = state_dict['state'].values()
     anchored = any('anchor' in state for state in states)
@@ -165,6 +174,12 @@ def check_loadable(name: str, state_dict: dict, groups: list[dict]) -> None:
             'it: the weights at hand are no longer the pre-trained ones. Either start anew with the pre-trained '
             'weights (load_from, without resume), or go on without rollback, with the optimizer and constructor of '
             'that run.'
+        )
+    lacking = {key for group in state_dict['param_groups'] for key in defaults if key not in group and key not in NEWER}
+    if anchored and lacking:
+        raise ValueError(
+            f'the optimizer state is not of {name}: its parameter groups have no {", ".join(sorted(lacking))}. Resume '
+            'with the type of optimizer of that run.'
         )
     theirs, ours = (
         [group.get('names', group.get('param_names', [None] * len(group['params']))) for group in side]
@@ -200,24 +215,26 @@ def _difference(theirs: list[list[str | None]], ours: list[list[str | None]]) ->
     )
 
 
-def settle_options(groups: list[dict], before: list[dict]) -> None:
+def settle_options(groups: list[dict], before: list[dict]) -> list[str]:
     """After loading a state: where anchors lie is a matter of this machine, all else is as the state has it.
 
     Args:
         groups (list[dict]): ``param_groups``, now with the options of the state.
         before (list[dict]): Their options until then.
+
+    Returns:
+        list[str]: For each option of the configuration that is not used, a sentence that says so.
     """
     for group, here in zip(groups, before):
         group.update(anchor_device=here['anchor_device'], anchor_file=here['anchor_file'])
-    changed = {
-        key: (group[key], here[key])
-        for group, here in zip(groups, before)
+    changed = [
+        key
         for key in ('rollback', 'rollback_coupling', 'anchor_dtype')
-        if group[key] != here[key]
-    }
-    for key, (loaded, configured) in changed.items():
-        warnings.warn(
-            f'the resumed optimizer state has {key}={loaded!r} where the configuration has {configured!r}; as with lr '
-            'and weight_decay, that of the state is used.',
-            stacklevel=3,
-        )
+        if any(group[key] != here[key] for group, here in zip(groups, before))
+    ]
+    sides = [[f'{key}={[group[key] for group in side]!r}' for key in changed] for side in (groups, before)]
+    return [
+        f'the resumed optimizer state has, in its groups, {loaded} where the configuration has {configured}; as with '
+        'lr and weight_decay, what the state has is used. For another max_level, min_level or coupling start anew.'
+        for loaded, configured in zip(*sides)
+    ]

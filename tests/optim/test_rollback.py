@@ -179,7 +179,7 @@ def test_resuming_with_other_levels_says_whose_are_used():
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
     resumed = AdamWOLOR(params, rollback=0.2)
-    with pytest.warns(UserWarning, match=r'rollback=0\.1 where the configuration has 0\.2'):
+    with pytest.warns(UserWarning, match=r'rollback=\[0\.1\] where the configuration has rollback=\[0\.2\]'):
         resumed.load_state_dict(optimizer.state_dict())
     assert resumed.param_groups[0]['rollback'] == 0.1
 
@@ -201,7 +201,7 @@ def test_a_changed_coupling_is_told():
     params = parameters()
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
-    with pytest.warns(UserWarning, match="rollback_coupling='lr' where the configuration has 'constant'"):
+    with pytest.warns(UserWarning, match=r"rollback_coupling=\['lr'\] where the configuration"):
         AdamWOLOR(params, rollback=0.1, rollback_coupling='constant').load_state_dict(optimizer.state_dict())
 
 
