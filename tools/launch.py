@@ -12,6 +12,16 @@ from mmengine.runner import Runner
 from olor_mm.compat import use_cpu_processes  # importing olor_mm also lets configs inherit from every library
 
 
+class Settings(DictAction):
+    """MMEngine's ``key=value`` pairs, with a message where there is no ``=``."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} takes KEY=VALUE, and {wrong[0]!r} has no =')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def config_parser(description: str, **kwargs) -> argparse.ArgumentParser:
     """A parser with what any tool needs that reads a config."""
     parser = argparse.ArgumentParser(description=description, **kwargs)
@@ -19,7 +29,7 @@ def config_parser(description: str, **kwargs) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Settings,
         default={},
         help='override settings of the config, e.g. optim_wrapper.paramwise_cfg.rollback.max_level=0.02; lists as '
         'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without white space',

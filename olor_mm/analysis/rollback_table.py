@@ -103,6 +103,8 @@ def examine(cfg: Config, images: int | None = None) -> RollbackReport:
     for key in ('model', 'optim_wrapper', 'train_cfg', 'train_dataloader'):
         if not cfg.get(key):
             raise ValueError(f'{key} is missing: it takes a config of a training run')
+        if not isinstance(cfg[key], dict):
+            raise ValueError(f'{key}={cfg[key]!r} is not a dict')
     report = RollbackReport()
     with quiet(), tempfile.TemporaryDirectory() as work_dir:
         init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -210,6 +212,8 @@ def _load_weights(runner: Runner, load_from: str | None, report: RollbackReport)
             try:
                 state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
             except Exception as error:  # not there, or of a store whose client is not installed
+                if os.path.isfile(checkpoint):
+                    raise ValueError(f'{checkpoint!r} cannot be read: {type(error).__name__}: {error}') from error
                 report.sources[checkpoint] = f'declared, not verified: {error}'.rstrip('.')
                 load_state_dict(module, module.state_dict())  # as if it held every weight of the module
                 if '://' not in checkpoint:
@@ -227,7 +231,8 @@ def _load_weights(runner: Runner, load_from: str | None, report: RollbackReport)
 
 def _pretrained_cfgs(module: nn.Module) -> list[dict]:
     cfgs = getattr(module, 'init_cfg', None) or []
-    return [cfg for cfg in ([cfgs] if isinstance(cfgs, dict) else cfgs) if is_named(cfg.get('type'), 'Pretrained')]
+    cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
+    return [cfg for cfg in cfgs if isinstance(cfg, dict) and is_named(cfg.get('type'), 'Pretrained')]
 
 
 def _note_mismatches(model: nn.Module, state: dict[str, Tensor], checkpoint: str, report: RollbackReport) -> None:
@@ -283,6 +288,13 @@ def _walk_schedule(runner: Runner, report: RollbackReport) -> list[list[dict]]:
         if highest_rate() > top_rate * (1 + 1e-9):
             top_rate, top, report.top_iteration = highest_rate(), options(), iteration
     end, report.iterations = options(), loop.max_iters
+    if max((s.begin for s in schedulers), default=0) >= loop.max_iters or any(
+        s.end > loop.max_iters and not s.by_epoch for s in schedulers
+    ):
+        report.warnings.append(
+            f'The schedule is longer than the run of {loop.max_iters:,} iterations: param_scheduler goes on until '
+            f'iteration {max(s.end for s in schedulers if not s.by_epoch):,}, so that warm-up or decay is cut off.'
+        )
     optimizer.param_groups = groups
     return [
         [{**point[kind], 'rollback': g['rollback']} for kind, g in zip(kinds, groups)] for point in (start, top, end)
@@ -335,6 +347,20 @@ def _warn(cfg: Config, settings: RollbackSettings, report: RollbackReport) -> No
         )
     if not any(row.level for row in rows):
         report.warnings.append('lambda is 0 everywhere: this is plain training. Set rollback.max_level above 0.')
+    risen = [row for row in rows if row.level and max(row.w) > row.level * (1 + 1e-6)]
+    if risen:
+        highest = max(max(row.w) for row in risen)
+        report.warnings.append(
+            f'The learning rate rises above the one it starts from, and w with it: to {highest:.3g} where lambda is '
+            f'at most {max(row.level for row in risen):.3g}. The schedule (its eta_min) is made for a higher '
+            "optimizer.lr; adapt it, or take coupling='constant'."
+        )
+    half_lives = [row.half_life for row in rows if row.half_life]
+    if half_lives and min(half_lives) > report.iterations:
+        report.warnings.append(
+            f'Even in the first layer a deviation takes {min(half_lives):,.0f} steps to halve, and the run has '
+            f'{report.iterations:,}: rollback will hardly show. Raise max_level.'
+        )
     if settings.coupling == 'lr' and not cfg.get('param_scheduler'):
         report.warnings.append(
             "coupling='lr' without a param_scheduler: w stays at lambda to the end, as with coupling='constant'."

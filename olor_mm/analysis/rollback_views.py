@@ -66,6 +66,10 @@ def _steps(number: float) -> str:
     return f'{number:,.0f}' if number >= 9.95 else f'{number:.1f}'
 
 
+def _epochs(number: float) -> str:
+    return _steps(number) if number >= 9.95 else f'{number:.2g}'
+
+
 def _share(some: int, rows: list[Parameter], what: str) -> str:
     return NONE if not some else what if some == len(rows) else f'{some} of {len(rows)}' + f' {what}' * (what != 'yes')
 
@@ -124,7 +128,7 @@ def _what_table(layers: list[list[Parameter]], marks: dict[str, str]) -> Table:
 
 
 def _how_table(layers: list[list[Parameter]], report: RollbackReport) -> Table:
-    top = f'iteration {report.top_iteration:,}, after warm-up' if report.top_iteration else 'the same, without warm-up'
+    top = f'iteration {report.top_iteration:,}, of the highest rate' if report.top_iteration else 'the same'
     table = _table(
         '\nHow strongly each layer is pulled back: w is the share of the way that a step takes\n'
         f'start: iteration 0; top: {top}; end: the last of {report.iterations:,}',
@@ -141,7 +145,7 @@ def _how_table(layers: list[list[Parameter]], report: RollbackReport) -> Table:
             _span(row.level for row in rows),
             *(_span(row.w[i] for row in held) for i in range(3)),
             _span(halves, _steps),
-            _span(_in_epochs(halves, report), '{:.2g}'.format),
+            _span(_in_epochs(halves, report), _epochs),
         )
     return table
 
@@ -252,9 +256,10 @@ def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
     if len(layers) <= 40:
         names = [', '.join(names).removeprefix('backbone.') for names in modules_of(layers)]
         names = [name if len(name) <= 24 else f'{name[:22]} ...' for name in names]
-        labels = [f'{name}  {rows[0].layer}' for name, rows in zip(names, layers)]
+        labels = [f'{name}: {rows[0].layer}' for name, rows in zip(names, layers)]
         axes.set_xticks(places, labels, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
-    axes.set(ylim=(0, max(levels) * 1.05 or 1), xlim=(-0.7, len(layers) - 0.3))
+    highest = max([*levels, *(value for row in report.parameters for value in row.w)])
+    axes.set(ylim=(0, highest * 1.05 or 1), xlim=(-0.7, len(layers) - 0.3))
     axes.set_xlabel('layer i, from the input (left) to neck and head (right)')
     axes.set_ylabel('lambda, w (share of the way back per step)')
     halves = axes.secondary_yaxis('right')

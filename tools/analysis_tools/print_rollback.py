@@ -53,6 +53,8 @@ def main() -> None:
         report = examine(cfg, args.images)
     except ValueError as error:
         sys.exit(f'print_rollback: {args.config}: {error}')
+    except Exception as error:  # what a library makes of settings that it does not check
+        sys.exit(f'print_rollback: {args.config} cannot be used: {type(error).__name__}: {error}')
     # in a terminal as wide as that is; into a file or a pipe, the 100 columns that the tables are made for
     print_report(report, Console(width=None if sys.stdout.isatty() else 100), args.parameters)
     try:
