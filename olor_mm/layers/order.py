@@ -6,7 +6,7 @@ from itertools import groupby
 
 from torch import nn
 
-from .blocks import find_blocks
+from .blocks import NO_BLOCK, find_blocks
 
 FIRST = ('pre_norm', 'ln_pre', 'pre_layrnorm')  # CLIP's norm before the blocks, as libraries call it
 
@@ -32,7 +32,7 @@ def names_in_order(module: nn.Module, prefix: str = '') -> Iterator[str]:
 def _children_in_order(module: nn.Module) -> list[str]:
     parts = list(dict(module.named_children()))
     lists = [name for name, child in module.named_children() if isinstance(child, nn.ModuleList)]
-    stages = [name for name in lists if find_blocks(module.get_submodule(name))]
+    stages = [name for name in lists if not NO_BLOCK.fullmatch(name) and find_blocks(module.get_submodule(name))]
     if len(stages) != 1 or stages[0] == 'branches':  # those of HRNet run one after the other
         return sorted(parts, key=_place)
     lengths = {name: len(module.get_submodule(name)) for name in _neighbours(stages[0], parts, lists)}
@@ -118,10 +118,12 @@ def _stdc_context_path(module: nn.Module) -> list[str]:
 
 
 def _twins(module: nn.Module) -> list[str]:
-    stages = 'layers' if hasattr(module, 'layers') else 'stages'  # of mmseg, of mmpretrain
+    # of mmseg, mmpretrain, timm
+    stages = next(name for name in ('layers', 'stages', 'blocks') if hasattr(module, name))
+    encodings = 'pos_block' if hasattr(module, 'pos_block') else 'position_encodings'
     parts = []
     for i in range(len(module.get_submodule(stages))):
-        parts += [f'patch_embeds.{i}', f'{stages}.{i}.0', f'position_encodings.{i}', f'{stages}.{i}']
+        parts += [f'patch_embeds.{i}', f'{stages}.{i}.0', f'{encodings}.{i}', f'{stages}.{i}']
         parts += [name for name in (f'norm_after_stage{i}', f'norm_list.{i}') if _has(module, name)]
     return parts
 
@@ -144,5 +146,6 @@ EXECUTION_ORDER: dict[str, Callable[[nn.Module], list[str]]] = {
     'PCPVT': _twins,
     'PIDNet': _pidnet,
     'STDCContextPathNet': _stdc_context_path,
+    'Twins': _twins,
     'UNet': _unet,
 }

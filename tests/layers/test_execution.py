@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import transformers
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -110,3 +112,51 @@ def test_the_index_of_stock_backbones_follows_their_forward_pass(backbone):
     index = layer_index(model)
     for prefix, part in backbones(model):
         assert check_order(part, index, prefix).endswith('parameters in order')
+
+
+# of timm: numbered stages, blocks in sequences of sequences, a plain chain, lists side by side, a hybrid
+TIMM = {
+    'regnety_002': 13,
+    'dla34': 12,
+    'vgg11': 10,
+    'davit_tiny': 9,
+    'twins_svt_small': 18,
+    'convnext_tiny_hnf': 18,
+    'hrnet_w18': 112,
+    'vit_small_r26_s32_224': 12,
+    'swin_tiny_patch4_window7_224': 12,
+    'maxvit_tiny_rw_224': 11,
+}
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_models_of_timm_have_a_layer_for_each_block(name):
+    with torch.device('meta'):
+        model = timm.create_model(name).eval()
+    index = layer_index(model)
+    assert {n for _, n in index.values()} == {TIMM[name] + 1}
+    size = model.default_cfg['input_size'][-1]
+    deepest = 0
+    for parameter in execution_order(model, torch.rand(1, 3, size, size, device='meta')):
+        assert index[parameter][0] >= deepest, parameter
+        deepest = index[parameter][0]
+    assert deepest == TIMM[name] + 1 or name == 'vgg11'
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+def test_a_wrapper_of_timm_counts_as_the_model_within(features_only):
+    init_default_scope('mmpretrain')
+    cfg = dict(type='mmpretrain.TIMMBackbone', model_name='regnety_002', features_only=features_only)
+    index = layer_index(MODELS.build(cfg))
+    assert len(set(index.values())) >= 14
+
+
+@pytest.mark.parametrize('family, blocks', [('Segformer', 8), ('CLIPVision', 12), ('Pvt', 8), ('ConvNext', 18)])
+def test_models_of_huggingface_have_a_layer_for_each_block(family, blocks):
+    cfg = getattr(transformers, f'{family}Config')()
+    model = nn.ModuleDict(dict(backbone=getattr(transformers, f'{family}Model')(cfg).eval())).to('meta')
+    index = layer_index(model)
+    assert {n for _, n in index.values()} == {blocks + 1}
+    images = torch.rand(1, 3, cfg.image_size, cfg.image_size, device='meta')
+    path = [index[f'backbone.{name}'][0] for name in execution_order(model['backbone'], images)]
+    assert path == sorted(path) and set(path) >= set(range(1, blocks + 1))
