@@ -212,7 +212,7 @@ def settle_options(groups: list[dict], before: list[dict]) -> None:
     changed = {
         key: (group[key], here[key])
         for group, here in zip(groups, before)
-        for key in ('rollback', 'rollback_coupling', 'anchor_dtype')
+        for key in ('rollback', 'rollback_coupling', 'rollback_rule', 'rollback_new', 'anchor_dtype')
         if group[key] != here[key]
     }
     for key, (loaded, configured) in changed.items():

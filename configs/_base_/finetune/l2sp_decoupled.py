@@ -1,0 +1,18 @@
+# Decoupled L2-SP: weight decay as that of AdamW, lr * alpha (w - w_0) for what is pre-trained and lr * beta w for what is
+# new, so that Adam does not rescale it as it does with the penalty in l2sp.py.
+custom_imports = dict(imports=['olor_mm'])
+
+finetune_optim_wrapper = dict(
+    type='OptimWrapper',
+    constructor='OLOROptimWrapperConstructor',
+    optimizer=dict(type='AdamWOLOR', lr=1e-4, weight_decay=0.0),
+    paramwise_cfg=dict(
+        rollback=dict(
+            rule='l2sp_decoupled',
+            max_level=0.05,  # alpha, in all layers
+            new_level=0.05,  # beta, as the weight decay of the others
+            pretrained='auto',
+        )
+    ),
+)
+finetune_hooks = []

@@ -1,0 +1,6 @@
+# Linear probing: the backbone is frozen, the running statistics of its norm layers included; the rest is trained.
+# With several processes it needs find_unused_parameters = True.
+_base_ = 'full.py'
+custom_imports = dict(imports=['olor_mm'])
+
+finetune_hooks = [dict(type='FreezeBackboneHook')]
