@@ -335,7 +335,16 @@ def _warn(cfg: Config, settings: RollbackSettings, report: RollbackReport) -> No
         )
     if not any(row.level for row in rows):
         report.warnings.append('lambda is 0 everywhere: this is plain training. Set rollback.max_level above 0.')
-    if settings.coupling == 'lr' and not cfg.get('param_scheduler'):
+    if settings.rule != 'olor':
+        report.warnings.append(
+            f'rule={settings.rule!r}: lambda is its {"lambda" if settings.rule == "spd" else "alpha"}'
+            + (
+                '; w and half-lives are those of its decay.'
+                if settings.rule == 'l2sp_decoupled'
+                else ', and no fixed share of the way back is taken in a step: w is 0 and there are no half-lives.'
+            )
+        )
+    elif settings.coupling == 'lr' and not cfg.get('param_scheduler'):
         report.warnings.append(
             "coupling='lr' without a param_scheduler: w stays at lambda to the end, as with coupling='constant'."
         )

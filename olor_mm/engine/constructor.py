@@ -248,6 +248,9 @@ def _check_at_start(optim_wrapper: OptimWrapper, selection: PretrainedSelection)
                 'saved with it (CheckpointHook save_optimizer=True), or start anew with load_from.'
             )
         selection.require_some()
+        if not selection.is_on and not optimizer.undecided():  # as asked for: not worth the warning of the first step
+            for group in groups:
+                group['rollback_decided'] = True
         optimizer.upstream = selection.copy_statistics()
 
     def start_and_enter(model: nn.Module) -> AbstractContextManager:
