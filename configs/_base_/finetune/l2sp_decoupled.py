@@ -1,5 +1,5 @@
-# Decoupled L2-SP: every step takes lr * alpha (w - w_0) off what is pre-trained and lr * beta w off what is new, as AdamW
-# decays weights, so that Adam does not rescale it as it does with the penalty in l2sp.py.
+# Decoupled L2-SP: each step takes lr * alpha (w - w_0) off what is pre-trained and lr * beta w off what is new, as in
+# AdamW, so that Adam does not rescale it as it does with the penalty in l2sp.py.
 custom_imports = dict(imports=['olor_mm'])
 
 finetune_optim_wrapper = dict(
