@@ -341,7 +341,7 @@ def _warn(cfg: Config, settings: RollbackSettings, report: RollbackReport) -> No
             + (
                 '; w and half-lives are those of its decay.'
                 if settings.rule == 'l2sp_decoupled'
-                else ', and no fixed share of the way back is taken in a step: w is 0 and there are no half-lives.'
+                else ', and what a step takes back is no fixed share: no w is shown, and nothing counts as rolled back.'
             )
         )
     elif settings.coupling == 'lr' and not cfg.get('param_scheduler'):
