@@ -35,7 +35,7 @@ def interpolate(
     for name, value in finetuned.items():
         start = pretrained.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
         state[name] = value
-        if not torch.is_floating_point(value):
+        if not _is_weight(value):
             continue
         if start is None:
             kept[name] = 'not in the pre-trained model'
@@ -43,10 +43,14 @@ def interpolate(
             kept[name] = f'of shape {tuple(start.shape)} in the pre-trained model and {tuple(value.shape)} here'
         else:
             state[name] = torch.lerp(start.double(), value.double(), alpha).to(value.dtype)
-    if all(name in kept for name, value in state.items() if torch.is_floating_point(value)):
+    if all(name in kept for name, value in state.items() if _is_weight(value)):
         raise ValueError(
             f'prefix={prefix!r}: no tensor is in both models under one name and in one shape; names of the fine-tuned '
             f'one are like {next(iter(finetuned), "")!r}, of the pre-trained one with the prefix like '
             f'{prefix + next(iter(pretrained), "")!r}'
         )
     return state, kept
+
+
+def _is_weight(value) -> bool:
+    return isinstance(value, Tensor) and torch.is_floating_point(value)

@@ -33,8 +33,8 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     meta = checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
     torch.save(dict(meta=plain(meta), state_dict=state), args.out)
-    number = sum(torch.is_floating_point(value) for value in state.values()) - len(kept)
-    print(f'{args.out}: {number} tensors interpolated, {len(kept)} taken from the fine-tuned model')
+    floating = [v for v in state.values() if isinstance(v, torch.Tensor) and torch.is_floating_point(v)]
+    print(f'{args.out}: {len(floating) - len(kept)} tensors interpolated, {len(kept)} taken from the fine-tuned model')
     for name, why in kept.items():
         print(f'  {name}: {why}')
 
