@@ -3,6 +3,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from conftest import CLASSIFICATION
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
 
@@ -58,6 +59,11 @@ def test_the_fragments_for_other_ways_are_taken_as_the_example_says(tmp_path):
         cfg = Config.fromfile(file)
         assert cfg.optim_wrapper == cfg.finetune_optim_wrapper and cfg.custom_hooks == cfg.finetune_hooks
         assert f'| `{fragment.name}` |' in README
+        # a base with hooks and imports of its own keeps them
+        own = str(Path(__file__).parents[1] / CLASSIFICATION)
+        file.write_text(file.read_text().replace('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py', own))
+        cfg = Config.fromfile(file)
+        assert [*Config.fromfile(own).custom_hooks, *cfg.finetune_hooks] == cfg.custom_hooks
     assert len(fragments) == 7
 
 

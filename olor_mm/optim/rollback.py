@@ -128,7 +128,10 @@ class Rollback(AnchoredState):
         return loss
 
     def rollback_weight(self, group: dict) -> float | torch.Tensor:
-        """w of a parameter group at its present learning rate, in [0, 1]; a tensor if the rate is one."""
+        """w of a parameter group at its present learning rate, in [0, 1]; a tensor if the rate is one.
+
+        0 for rules that take no fixed share of the way back, 'l2sp' and 'spd'.
+        """
         if group['rollback_rule'] != 'olor':
             return share(group, group['rollback'])
         if group['rollback_coupling'] == 'constant' or group['rollback'] == 0:

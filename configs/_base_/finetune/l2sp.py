@@ -1,11 +1,9 @@
 # L2-SP (arXiv 1802.01483): the loss is given alpha/2 |w - w_0|^2 for what is pre-trained, beta/2 |w|^2 for what is new,
 # both summed. They are in the place of weight decay.
-custom_imports = dict(imports=['olor_mm'])
-
 finetune_optim_wrapper = dict(
     type='OptimWrapper',
-    constructor='OLOROptimWrapperConstructor',
-    optimizer=dict(type='AdamWOLOR', lr=1e-4, weight_decay=0.0),
+    constructor='olor_mm.OLOROptimWrapperConstructor',
+    optimizer=dict(type='olor_mm.AdamWOLOR', lr=1e-4, weight_decay=0.0),
     paramwise_cfg=dict(
         rollback=dict(
             rule='l2sp',

@@ -1,11 +1,9 @@
 # Decoupled L2-SP: each step takes lr * alpha (w - w_0) off what is pre-trained and lr * beta w off what is new, as in
 # AdamW, so that Adam does not rescale it as it does with the penalty in l2sp.py.
-custom_imports = dict(imports=['olor_mm'])
-
 finetune_optim_wrapper = dict(
     type='OptimWrapper',
-    constructor='OLOROptimWrapperConstructor',
-    optimizer=dict(type='AdamWOLOR', lr=1e-4, weight_decay=0.0),
+    constructor='olor_mm.OLOROptimWrapperConstructor',
+    optimizer=dict(type='olor_mm.AdamWOLOR', lr=1e-4, weight_decay=0.0),
     paramwise_cfg=dict(
         rollback=dict(
             rule='l2sp_decoupled',

@@ -1,6 +1,4 @@
 # Linear probing: the backbone is frozen, the running statistics of its norm layers included; the rest is trained.
 # With several processes it needs find_unused_parameters = True.
 _base_ = 'full.py'
-custom_imports = dict(imports=['olor_mm'])
-
-finetune_hooks = [dict(type='FreezeBackboneHook')]
+finetune_hooks = [dict(type='olor_mm.FreezeBackboneHook')]

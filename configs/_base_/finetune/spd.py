@@ -1,11 +1,9 @@
 # Selective Projection Decay (arXiv 2411.01713), in the place of weight decay: a tensor is taken back where its gradient
 # leads back to the pre-trained weights and its step does not.
-custom_imports = dict(imports=['olor_mm'])
-
 finetune_optim_wrapper = dict(
     type='OptimWrapper',
-    constructor='OLOROptimWrapperConstructor',
-    optimizer=dict(type='AdamWOLOR', lr=1e-4, weight_decay=0.0),
+    constructor='olor_mm.OLOROptimWrapperConstructor',
+    optimizer=dict(type='olor_mm.AdamWOLOR', lr=1e-4, weight_decay=0.0),
     paramwise_cfg=dict(
         rollback=dict(
             rule='spd',
