@@ -3,6 +3,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from conftest import CLASSIFICATION
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
 
@@ -33,7 +34,7 @@ def test_the_config_example_builds_the_optimizer_it_names(tmp_path):
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import DefaultScope
 
-    [code] = [block for block in python_blocks() if '_base_' in block]
+    [code] = [block for block in python_blocks() if 'rpn_head' in block]
     file = tmp_path / 'config.py'
     file.write_text(code)
     cfg = Config.fromfile(file)
@@ -45,6 +46,25 @@ def test_the_config_example_builds_the_optimizer_it_names(tmp_path):
     assert rates[model.rpn_head.rpn_conv.weight] == 2e-4
     assert rates[model.backbone.layer4[0].conv1.weight] == 1e-4
     assert max(group['rollback'] for group in optimizer.param_groups) <= 1e-2
+
+
+def test_the_fragments_for_other_ways_are_taken_as_the_example_says(tmp_path):
+    from mmengine.config import Config
+
+    [code] = [block for block in python_blocks() if 'finetune' in block]
+    file = tmp_path / 'config.py'
+    fragments = sorted((Path(__file__).parents[1] / 'configs/_base_/finetune').glob('*.py'))
+    for fragment in fragments:
+        file.write_text(code.replace('../_base_/finetune/l2sp.py', str(fragment)))
+        cfg = Config.fromfile(file)
+        assert cfg.optim_wrapper == cfg.finetune_optim_wrapper and cfg.custom_hooks == cfg.finetune_hooks
+        assert f'| `{fragment.name}` |' in README
+        # a base with hooks and imports of its own keeps them
+        own = str(Path(__file__).parents[1] / CLASSIFICATION)
+        file.write_text(file.read_text().replace('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py', own))
+        cfg = Config.fromfile(file)
+        assert [*Config.fromfile(own).custom_hooks, *cfg.finetune_hooks] == cfg.custom_hooks
+    assert len(fragments) == 7
 
 
 def test_every_command_names_files_that_exist():

@@ -361,7 +361,16 @@ def _warn(cfg: Config, settings: RollbackSettings, report: RollbackReport) -> No
             f'Even in the first layer a deviation takes {min(half_lives):,.0f} steps to halve, and the run has '
             f'{report.iterations:,}: rollback will hardly show. Raise max_level.'
         )
-    if settings.coupling == 'lr' and not cfg.get('param_scheduler'):
+    if settings.rule != 'olor':
+        report.warnings.append(
+            f'rule={settings.rule!r}: lambda is its {"lambda" if settings.rule == "spd" else "alpha"}'
+            + (
+                '; w and half-lives are those of its decay.'
+                if settings.rule == 'l2sp_decoupled'
+                else ', and what a step takes back is no fixed share: no w is shown, and nothing counts as rolled back.'
+            )
+        )
+    elif settings.coupling == 'lr' and not cfg.get('param_scheduler'):
         report.warnings.append(
             "coupling='lr' without a param_scheduler: w stays at lambda to the end, as with coupling='constant'."
         )

@@ -8,7 +8,7 @@ from ..compat import mend_fsdp_strategy, resolve_config_scopes
 from ..optim.optimizers import registered
 from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from .constructor import OLOROptimWrapperConstructor
-from .hooks import ConsolidateOptimizerHook, ResumableRandomnessHook
+from .hooks import ConsolidateOptimizerHook, FreezeBackboneHook, ResumableRandomnessHook
 from .optimizers import OLOR, ZeroRedundancyOptimizerOLOR
 
 resolve_config_scopes()
@@ -20,12 +20,13 @@ for registry in (MMENGINE_OPTIMIZERS, OPTIMIZERS):
 for registry in (MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPER_CONSTRUCTORS):
     registry.register_module(module=OLOROptimWrapperConstructor)
 for registry in (MMENGINE_HOOKS, HOOKS):
-    for hook in (ConsolidateOptimizerHook, ResumableRandomnessHook):
+    for hook in (ConsolidateOptimizerHook, FreezeBackboneHook, ResumableRandomnessHook):
         registry.register_module(module=hook)
 
 __all__ = [
     'OLOR',
     'ConsolidateOptimizerHook',
+    'FreezeBackboneHook',
     'OLOROptimWrapperConstructor',
     'ResumableRandomnessHook',
     'ZeroRedundancyOptimizerOLOR',

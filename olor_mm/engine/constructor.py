@@ -2,7 +2,10 @@
 
 import inspect
 import logging
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import partial
+from numbers import Real
 
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
@@ -10,7 +13,6 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, ZeroRed
 from torch import nn
 
 from ..compat import unwrapped, whole_parameters
-from ..optim import layer_penalty
 from ..optim.penalty import check_rollback
 from ..optim.state import eager
 from ..pretrained import LoadRecord
@@ -37,7 +39,12 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Every key of the default ``paramwise_cfg`` keeps its meaning. Added are ``rollback``, a dict of the arguments of
     :class:`olor_mm.engine.settings.RollbackSettings`, and a ``rollback`` within an entry of ``custom_keys``, which sets
-    lambda of these parameters by hand. Any optimizer type may be given: its OLOR version is chosen.
+    lambda of these parameters by hand; one of 0 leaves them to the optimizer under every rule. Any optimizer type may
+    be given: its OLOR version is chosen.
+
+    ``layer_decay_rate`` d, in (0, 1], multiplies the learning rate of layer i of n by d^(n - i), as mmpretrain's
+    ``LearningRateDecayOptimWrapperConstructor`` does, for any backbone (Clark et al., arXiv 2003.10555). It is apart
+    from rollback; ``rollback=dict(max_level=0)`` is layer-wise decay alone.
 
     Parameters with equal options share one group. A parameter that stands in several places is taken once.
 
@@ -61,7 +68,14 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         paramwise_cfg = dict(as_dict(paramwise_cfg or {}, 'paramwise_cfg'))
         self.settings = RollbackSettings.from_cfg(paramwise_cfg.get('rollback'))
-        check_keys(paramwise_cfg, ('rollback', *STOCK_KEYS, *MISTAKES), 'paramwise_cfg')
+        check_keys(paramwise_cfg, ('rollback', 'layer_decay_rate', *STOCK_KEYS, *MISTAKES), 'paramwise_cfg')
+        rate = paramwise_cfg.get('layer_decay_rate', 1.0)
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate <= 1:
+            raise ValueError(
+                f'paramwise_cfg.layer_decay_rate={rate!r} is not a number in (0, 1]: it multiplies the learning rate '
+                'once for every layer on the way from the head to the input; usual values lie between 0.6 and 0.9, and '
+                '1 is the same rate everywhere'
+            )
         if 'rollback' in optim_wrapper_cfg:
             raise ValueError(
                 f'optim_wrapper.rollback={optim_wrapper_cfg["rollback"]!r} stands in the wrong place: it belongs into '
@@ -109,10 +123,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     logger='current',
                     level=logging.WARNING,
                 )
-            check_rollback(options.get('rollback', 0.0), self.settings.coupling, where)
+            check_rollback(options.get('rollback', 0.0), self.settings.coupling, self.settings.rule, 0.0, where)
 
     def _rollback_optimizer(self, cfg: dict) -> dict:
-        for key in ('rollback', 'rollback_coupling'):
+        for key in ('rollback', 'rollback_coupling', 'rollback_rule', 'rollback_new'):
             if key in cfg:
                 raise ValueError(
                     f'optimizer.{key}={cfg[key]!r}: with this constructor, levels are set for each layer '
@@ -131,7 +145,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not is_named(cfg[key], self.stepper):
             print_log(f'OLOR: optimizer {cfg[key]} is replaced by {self.stepper.__name__}', logger='current')
         cls = ZeroRedundancyOptimizerOLOR if zero else self.stepper
-        return dict(cfg, type=cls, rollback_coupling=self.settings.coupling)
+        return dict(cfg, type=cls, rollback_coupling=self.settings.coupling, rollback_rule=self.settings.rule)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         with whole_parameters(model) as is_sharded:
@@ -170,7 +184,16 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
             self._check_custom_levels([name for name, _ in module.named_parameters()])
-            params[:] = _merge(_unique(params), self._levels(module))
+            params[:] = _merge(map(partial(self._by_layer, self._index(module)), _unique(params)))
+
+    def _by_layer(self, index: dict[nn.Parameter, tuple[int, int]], group: dict) -> dict:
+        """A group of one parameter, with what its layer (i, n) means for it."""
+        i, n = index[group['params'][0]]
+        group = {'rollback': self.settings.level(i, n), **group}
+        if group['rollback'] and self.settings.new_level:
+            group['rollback_new'] = self.settings.new_level
+        scale = self.paramwise_cfg.get('layer_decay_rate', 1.0) ** (n - i)
+        return group if scale == 1 else {**group, 'lr': group.get('lr', self.base_lr) * scale}
 
     def _check_custom_levels(self, names: list[str]) -> None:
         for key, options in self.paramwise_cfg.get('custom_keys', {}).items():
@@ -180,15 +203,12 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     f'no parameter name; names are like {names[0]!r} and {names[-1]!r}'
                 )
 
-    def _levels(self, model: nn.Module) -> dict[nn.Parameter, float]:
-        s = self.settings
+    def _index(self, model: nn.Module) -> dict[nn.Parameter, tuple[int, int]]:
         try:
-            index = s.index(model)
+            index = self.settings.index(model)
         except ValueError as error:
             raise ValueError(f'{WHERE}: {error}') from error
-        return {
-            p: layer_penalty(*index[name], s.max_level, s.min_level, s.power) for name, p in model.named_parameters()
-        }
+        return {p: index[name] for name, p in model.named_parameters()}
 
 
 def _unique(groups: list[dict]) -> list[dict]:
@@ -199,13 +219,12 @@ def _unique(groups: list[dict]) -> list[dict]:
     return list(by_parameter.values())
 
 
-def _merge(groups: list[dict], levels: dict[nn.Parameter, float]) -> list[dict]:
+def _merge(groups: Iterable[dict]) -> list[dict]:
     """One group for all parameters with equal options, in the order in which options first appear."""
     merged: dict[str, dict] = {}
     for group in groups:
-        [p] = group['params']
-        options = {'rollback': levels[p], **{key: value for key, value in group.items() if key != 'params'}}
-        merged.setdefault(repr(sorted(options.items())), dict(params=[], **options))['params'].append(p)
+        options = {key: value for key, value in group.items() if key != 'params'}
+        merged.setdefault(repr(sorted(options.items())), dict(params=[], **options))['params'] += group['params']
     return list(merged.values())
 
 
@@ -247,6 +266,9 @@ def _check_at_start(optim_wrapper: OptimWrapper, selection: PretrainedSelection)
                 'saved with it (CheckpointHook save_optimizer=True), or start anew with load_from.'
             )
         selection.require_some()
+        if not selection.is_on and not optimizer.undecided():  # as asked for: not worth the warning of the first step
+            for group in groups:
+                group['rollback_decided'] = True
         optimizer.upstream = selection.copy_statistics()
 
     def start_and_enter(model: nn.Module) -> AbstractContextManager:

@@ -8,6 +8,10 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, set_random_seed
+from torch.nn.parallel import DistributedDataParallel
+
+from ..compat import unwrapped
+from ..layers.index import backbones
 
 STRIDE = 1_000_003  # between seeds, so that those of neighbouring user seeds do not meet
 
@@ -83,3 +87,43 @@ class ConsolidateOptimizerHook(Hook):
             return save(*args, **kwargs)
 
         runner.save_checkpoint = gather_and_save
+
+
+class FreezeBackboneHook(Hook):
+    """Linear probing for any model: its backbone is neither trained nor changed, and all else is trained.
+
+    No parameter of the backbone is given a gradient, and its modules are in ``eval`` mode in every iteration: running
+    statistics of norm layers stay as they are, and there is no dropout or drop path.
+
+    Raises:
+        ValueError: Before training, if the model has no part that is a backbone, or in ``DistributedDataParallel``
+            that waits for gradients of all parameters.
+
+    Example:
+        >>> custom_hooks = [dict(type='FreezeBackboneHook')]
+    """
+
+    def before_run(self, runner) -> None:
+        model = unwrapped(runner.model)
+        parts = dict(backbones(model))
+        if '' in parts:
+            raise ValueError(
+                f'FreezeBackboneHook: {type(model).__name__} has no part called backbone, so all of it would be '
+                'frozen; its parts are ' + ', '.join(name for name, _ in model.named_children())
+            )
+        if isinstance(runner.model, DistributedDataParallel) and not runner.model.find_unused_parameters:
+            raise ValueError(
+                'find_unused_parameters=False: DistributedDataParallel waits for the gradients of a backbone that '
+                'FreezeBackboneHook freezes after it has been wrapped; set find_unused_parameters=True in the config'
+            )
+        self.backbones = list(parts.values())
+        params = [p for backbone in self.backbones for p in backbone.parameters()]
+        for p in params:
+            p.requires_grad_(False)
+        where = ', '.join(prefix.rstrip('.') for prefix in parts)
+        print_log(f'FreezeBackboneHook: {len(params)} parameter tensors of {where} are frozen', logger='current')
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        for backbone in self.backbones:  # loops call model.train(), after other hooks
+            if backbone.training:
+                backbone.eval()

@@ -30,6 +30,7 @@ class PretrainedSelection:
     ):
         self.model = model
         self.pretrained = settings.pretrained
+        self.what = 'rolled back' if settings.rule == 'olor' else f'held by rule={settings.rule!r}'
         self.is_on = settings.max_level > 0
         self.record = record
         self.candidates = candidates
@@ -167,7 +168,7 @@ class PretrainedSelection:
         size = sum(p.numel() * p.element_size() for p in self.selected if p.requires_grad) / 2**20
         print_log(
             f'OLOR: {len(self.selected)} of {len(self.candidates)} parameter tensors with a level above 0 are '
-            f'pre-trained and rolled back ({shares})'
+            f'pre-trained and {self.what} ({shares})'
             + (f', {frozen} of them once they are trained: they are frozen now' if frozen else '')
             + f'; that is {size:.1f} MiB of weights to return to. Pre-trained norm layers: '
             + summary(self.model, self.norm_layers),

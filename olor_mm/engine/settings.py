@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from torch import nn
 
 from ..layers import METHODS, layer_index
-from ..optim.penalty import COUPLINGS, check_levels
+from ..optim.penalty import COUPLINGS, HIGHEST, check_levels, check_new, layer_penalty
 
 WHERE = 'paramwise_cfg.rollback'
+OF_RULE = dict(l2sp=dict(power=0.0), l2sp_decoupled=dict(power=0.0), spd=dict(max_level=1.0, power=0.0))  # defaults
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,18 @@ class RollbackSettings:
     """How strongly each layer is pulled back, and which parameters count as pre-trained.
 
     Args:
-        max_level (float): iota_1, lambda of the layer nearest the input, in [0, 1]. Defaults to 0.01.
+        rule (str): 'olor', or what to compare it with, see :mod:`olor_mm.optim.rules`: 'l2sp', 'l2sp_decoupled', 'spd'.
+            Their alpha or lambda is ``max_level``, in all layers unless ``power`` is above 0. Defaults to 'olor'.
+        max_level (float): iota_1, lambda of the layer nearest the input, in [0, 1], of other rules in [0, inf).
+            Defaults to 0.01, in a config with 'spd' to 1.
         min_level (float): iota_2, lambda of neck and head, in [0, max_level]. Defaults to 0.
-        power (float): gamma >= 0, the decay of lambda over depth. Defaults to 1.
+        power (float): gamma >= 0, the decay of lambda over depth. Defaults to 1, in a config with another rule to 0.
         pretrained (str or list[str]): 'auto' takes the parameters that a checkpoint was loaded into, 'all' takes all,
             a list takes those under these prefixes, e.g. ``['backbone']``. Defaults to 'auto'.
         layer_index (str or dict[str, int]): 'block' or 'tensor', see :func:`olor_mm.layers.layer_index`, or a dict
             from prefixes to layer numbers that overrides 'block'. Defaults to 'block'.
-        coupling (str): 'lr' lets w follow the learning rate schedule, 'constant' does not. Defaults to 'lr'.
+        coupling (str): 'lr' lets w of 'olor' follow the learning rate schedule, 'constant' does not. Defaults to 'lr'.
+        new_level (float): beta of L2-SP: what was not pre-trained is pulled to 0 by it. Defaults to 0.
 
     Raises:
         ValueError: The message names the key, its value and what would be right.
@@ -36,16 +41,19 @@ class RollbackSettings:
     pretrained: str | list[str] = 'auto'
     layer_index: str | dict[str, int] = 'block'
     coupling: str = 'lr'
+    rule: str = 'olor'
+    new_level: float = 0.0
 
     @classmethod
     def from_cfg(cls, cfg: Mapping | None) -> 'RollbackSettings':
-        """Read the section as it stands in a config; None or {} gives the defaults."""
+        """Read the section as it stands in a config; None or {} gives the defaults, of its ``rule`` if there is one."""
         cfg = as_dict({} if cfg is None else cfg, WHERE)
         for key in ('anchor_dtype', 'anchor_device', 'anchor_file'):
             if key in cfg:
                 raise ValueError(f'{WHERE}.{key}={cfg[key]!r} stands in the wrong place: it belongs into optimizer')
         check_keys(cfg, [field.name for field in fields(cls)], WHERE)
-        return cls(**cfg)
+        rule = cfg.get('rule')
+        return cls(**{**(OF_RULE.get(rule, {}) if isinstance(rule, str) else {}), **cfg})
 
     def index(self, model: nn.Module) -> dict[str, tuple[int, int]]:
         """The layer (i, n) of every parameter by name, as ``layer_index`` of the config wants it.
@@ -57,8 +65,27 @@ class RollbackSettings:
             return layer_index(model, self.layer_index)
         return layer_index(model, overrides=self.layer_index)
 
+    def level(self, layer: int, num_layers: int) -> float:
+        """lambda of layer i of n, see :func:`olor_mm.optim.layer_penalty`; for any rule."""
+        shape = layer_penalty(layer, num_layers, max_level=1.0, min_level=0.0, power=self.power)
+        return float(self.min_level + shape * (self.max_level - self.min_level))
+
     def __post_init__(self):
-        check_levels(self.max_level, self.min_level, self.power, f'{WHERE}.')
+        if not isinstance(self.rule, str) or self.rule not in HIGHEST:
+            raise ValueError(f'{WHERE}.rule={self.rule!r} is unknown; take one of {", ".join(map(repr, HIGHEST))}')
+        check_levels(self.max_level, self.min_level, self.power, f'{WHERE}.', self.rule)
+        check_new(self.new_level, self.rule, WHERE)
+        if self.new_level and self.level(1, 1) == 0:
+            raise ValueError(
+                f'{WHERE}.new_level={self.new_level!r} goes to what has a level above 0, and with '
+                f'max_level={self.max_level!r}, min_level={self.min_level!r} and power={self.power!r} a new head has '
+                'none; leave out power, or raise min_level'
+            )
+        if self.rule != 'olor' and self.coupling != 'lr':
+            raise ValueError(
+                f"{WHERE}.coupling={self.coupling!r} is an option of rule='olor', and this is rule={self.rule!r}; "
+                'leave it out'
+            )
         by_prefix = (
             isinstance(self.pretrained, (list, tuple))
             and self.pretrained

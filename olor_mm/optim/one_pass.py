@@ -36,7 +36,8 @@ class OnePass(Rollback):
         remaining, work = [], {}
         for group in self.param_groups:
             weight, call = self.rollback_weight(group), None
-            if group.get('fused') and not group['maximize'] and isinstance(weight, float) and weight > 0:
+            is_olor = group['rollback_rule'] == 'olor'
+            if is_olor and group.get('fused') and not group['maximize'] and isinstance(weight, float) and weight > 0:
                 call = self._kernel_call(group, weight)
             if call is None:
                 remaining.append(group)

@@ -4,9 +4,10 @@ import math
 from numbers import Real
 
 COUPLINGS = ('lr', 'constant')
+HIGHEST = dict(olor=1.0, l2sp=math.inf, l2sp_decoupled=math.inf, spd=math.inf)  # level that a rule has a meaning for
 
 
-def check_levels(max_level: float, min_level: float, power: float, where: str = '') -> None:
+def check_levels(max_level: float, min_level: float, power: float, where: str = '', rule: str = 'olor') -> None:
     """Refuse settings with which the layer-wise penalty is not a weight in [0, 1].
 
     Args:
@@ -14,6 +15,7 @@ def check_levels(max_level: float, min_level: float, power: float, where: str = 
         min_level (float): iota_2, the penalty of the last layer.
         power (float): gamma, the exponent of the decay over depth.
         where (str): Put before every name in the message, e.g. ``'paramwise_cfg.rollback.'``.
+        rule (str): What the levels are for; other rules than 'olor' have no upper limit.
 
     Raises:
         ValueError: The message names the key, its value and the range.
@@ -25,7 +27,9 @@ def check_levels(max_level: float, min_level: float, power: float, where: str = 
                 f'{dict(max_level=1e-2, min_level=0.0, power=1.0)[name]}'
             )
     for name, value in (('max_level', max_level), ('min_level', min_level)):
-        if not 0 <= value <= 1:
+        if value < 0 and rule != 'olor':
+            raise ValueError(f'{where}{name}={value!r} is negative: with rule={rule!r} it would push away from theta_0')
+        if not 0 <= value <= HIGHEST[rule]:
             raise ValueError(
                 f'{where}{name}={value!r} is outside [0, 1]: it is the share of the way back to the '
                 f'pre-trained weights that one step takes; usual values lie between 0 and 0.1'
@@ -68,21 +72,44 @@ def layer_penalty(layer: int, num_layers: int, max_level: float, min_level: floa
     return float(min_level + shallowness**power * (max_level - min_level))
 
 
-def check_rollback(rollback: float, coupling: str, where: str) -> None:
-    """Refuse a lambda outside [0, 1] and an unknown coupling.
+def check_rollback(rollback: float, coupling: str, rule: str, new: float, where: str) -> None:
+    """Refuse an unknown coupling or rule, and levels that the rule has no meaning for.
 
     Args:
         rollback (float): lambda of a parameter group.
         coupling (str): Its ``rollback_coupling``.
+        rule (str): Its ``rollback_rule``.
+        new (float): Its ``rollback_new``.
         where (str): Put before the message.
 
     Raises:
         ValueError: The message names ``where`` it stands, the key, the value and what would be right.
     """
-    if isinstance(rollback, bool) or not isinstance(rollback, Real) or not 0 <= rollback <= 1:
+    if not isinstance(rule, str) or rule not in HIGHEST:
+        raise ValueError(f'{where}: rollback_rule={rule!r} is unknown; take one of {", ".join(HIGHEST)}')
+    is_number = isinstance(rollback, Real) and not isinstance(rollback, bool)
+    if not is_number or not 0 <= rollback <= HIGHEST[rule] or rollback == math.inf:
         raise ValueError(
             f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '
             'to the pre-trained weights that one step takes, usually below 0.1'
+            if rule == 'olor'
+            else f'{where}: rollback={rollback!r} is not a finite number of 0 or more, as rollback_rule={rule!r} takes'
         )
     if not isinstance(coupling, str) or coupling not in COUPLINGS:
         raise ValueError(f'{where}: rollback_coupling={coupling!r} is unknown; take one of {", ".join(COUPLINGS)}')
+    check_new(new, rule, where, 'rollback_new', 'rollback_rule')
+
+
+def check_new(new: float, rule: str, where: str, key: str = 'new_level', rule_key: str = 'rule') -> None:
+    """Refuse a beta that is no finite number of 0 or more, or that the rule has no use for.
+
+    Raises:
+        ValueError: The message names ``where`` it stands, the ``key``, the value and what would be right.
+    """
+    if isinstance(new, bool) or not isinstance(new, Real) or not 0 <= new < math.inf:
+        raise ValueError(f'{where}: {key}={new!r} is not a finite number of 0 or more; it is beta of L2-SP, e.g. 0.01')
+    if new and rule not in ('l2sp', 'l2sp_decoupled'):
+        raise ValueError(
+            f'{where}: {key}={new!r} has no meaning with {rule_key}={rule!r}, which leaves new layers to the '
+            f"optimizer; set it to 0, or {rule_key}='l2sp'"
+        )

@@ -7,7 +7,8 @@ The rule (Huang et al., "One Step Learning, One Step Review", AAAI 2024, arXiv 2
     w_t         = lambda * lr_t / lr_0   (rollback_coupling='lr')
                 = lambda                 (rollback_coupling='constant')
 
-theta_0, the anchor, is the value a parameter has when the first step begins.
+theta_0, the anchor, is the value a parameter has when the first step begins. Other rules that return to it, baselines
+for this one, are in :mod:`olor_mm.optim.rules`.
 """
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from .anchors import check_anchor_options, fetched
 from .flags import fastest_flags, listed
 from .penalty import check_rollback
+from .rules import other_rules, share
 from .state import AnchoredState, eager
 
 HOOKED = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
@@ -33,6 +35,9 @@ class Rollback(AnchoredState):
         rollback_coupling (str): 'lr' scales lambda with the group's learning rate over its initial one (the value the
             group was added with, or the ``max_lr`` of a one-cycle schedule), clamped to [0, 1]; 'constant' does not.
             Defaults to 'lr'.
+        rollback_rule (str): 'olor', or a baseline of :mod:`olor_mm.optim.rules`: 'l2sp', 'l2sp_decoupled' or 'spd'.
+            ``rollback`` is then alpha of L2-SP or lambda of SPD, 0 or more, without coupling. Defaults to 'olor'.
+        rollback_new (float): beta of L2-SP: what has no anchor is pulled to 0 by it. Defaults to 0.
         anchor_dtype (torch.dtype or str, optional): Floating dtype of the anchors, e.g. 'bfloat16' for half the
             memory: the parameter then returns to its pre-trained value rounded to it, at most 2^-8 of the value away.
             Defaults to that of the parameter.
@@ -65,6 +70,8 @@ class Rollback(AnchoredState):
         *args,
         rollback: float = 0.0,
         rollback_coupling: str = 'lr',
+        rollback_rule: str = 'olor',
+        rollback_new: float = 0.0,
         anchor_dtype: torch.dtype | str | None = None,
         anchor_device: torch.device | str | None = None,
         anchor_file: str | list[str] | None = None,
@@ -72,7 +79,8 @@ class Rollback(AnchoredState):
     ):
         places = dict(anchor_dtype=anchor_dtype, anchor_device=anchor_device, anchor_file=anchor_file)
         places = check_anchor_options(places, type(self).__name__)
-        self._rollback_defaults = dict(rollback=rollback, rollback_coupling=rollback_coupling, **places)
+        rules = dict(rollback_coupling=rollback_coupling, rollback_rule=rollback_rule, rollback_new=rollback_new)
+        self._rollback_defaults = dict(rollback=rollback, **rules, **places)
         self._start_state()
         params = listed(params)
         super().__init__(params, *args, **{**kwargs, **fastest_flags(type(self), params, rollback, kwargs)})
@@ -83,7 +91,8 @@ class Rollback(AnchoredState):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         where = f'parameter group {len(self.param_groups) - 1}'
-        check_rollback(group['rollback'], group['rollback_coupling'], where)
+        options = (group[f'rollback{key}'] for key in ('', '_coupling', '_rule', '_new'))
+        check_rollback(*options, where)
         group.update(check_anchor_options(group, where), rollback=float(group['rollback']))
         self._complete(group)
 
@@ -96,6 +105,12 @@ class Rollback(AnchoredState):
         if not all(group['rollback_decided'] for group in self.param_groups):
             self._decide()
         self._capture_anchors()
+        if all(group['rollback_rule'] == 'olor' for group in self.param_groups):
+            return self._step_and_review(closure)
+        with other_rules(self, closure) as closure:
+            return self._step_and_review(closure)
+
+    def _step_and_review(self, closure):
         groups, remaining = self.param_groups, self._two_pass_groups(closure)
         bare = self._hide_bare_anchors(remaining)
         base_step = super().step.__func__
@@ -111,7 +126,12 @@ class Rollback(AnchoredState):
         return loss
 
     def rollback_weight(self, group: dict) -> float | torch.Tensor:
-        """w of a parameter group at its present learning rate, in [0, 1]; a tensor if the rate is one."""
+        """w of a parameter group at its present learning rate, in [0, 1]; a tensor if the rate is one.
+
+        0 for rules that take no fixed share of the way back, 'l2sp' and 'spd'.
+        """
+        if group['rollback_rule'] != 'olor':
+            return share(group, group['rollback'])
         if group['rollback_coupling'] == 'constant' or group['rollback'] == 0:
             return group['rollback']
         lr = group['lr']
@@ -141,7 +161,7 @@ class Rollback(AnchoredState):
 
     @eager
     def _decide(self) -> None:
-        if not any(group['rollback'] > 0 for group in self.param_groups):
+        if not any(group['rollback'] > 0 or group['rollback_new'] > 0 for group in self.param_groups):
             name = type(self).__name__
             self.warn(
                 f'{name}: rollback is 0 in every parameter group, so this is plain {name.removesuffix("OLOR")}. Give '
@@ -156,15 +176,20 @@ class Rollback(AnchoredState):
         for group in self.param_groups:
             group['rollback_decided'] = True
 
-    @torch.no_grad()
     def _review(self, groups: list[dict]) -> None:
-        found_inf = getattr(self, 'found_inf', None)  # set by a GradScaler that leaves the skipping to a fused kernel
         batches = []
         for group in groups:
             weight = self.rollback_weight(group)
-            if isinstance(weight, torch.Tensor) or weight > 0:
+            is_on = isinstance(weight, torch.Tensor) or weight > 0
+            if is_on and group['rollback_rule'] == 'olor':
                 params = [p for p in group['params'] if p.grad is not None and self._anchor(p) is not None]
                 batches.append((weight, params, [self._anchor(p) for p in params]))
+        self._pull(batches)
+
+    @torch.no_grad()
+    def _pull(self, batches: list[tuple]) -> None:
+        """``params`` become ``lerp(params, anchors, w)`` for every (w, params, anchors)."""
+        found_inf = getattr(self, 'found_inf', None)  # set by a GradScaler that leaves the skipping to a fused kernel
         for weight, params, anchors in fetched(batches, self._files):
             if found_inf is not None:  # w = 0 where the kernel skipped, decided on the device: reading it would stall
                 weight = weight * (1 - found_inf)

@@ -229,7 +229,7 @@ def settle_options(groups: list[dict], before: list[dict]) -> list[str]:
         group.update(anchor_device=here['anchor_device'], anchor_file=here['anchor_file'])
     changed = [
         key
-        for key in ('rollback', 'rollback_coupling', 'anchor_dtype')
+        for key in ('rollback', 'rollback_coupling', 'rollback_rule', 'rollback_new', 'anchor_dtype')
         if any(group[key] != here[key] for group, here in zip(groups, before))
     ]
     sides = [[f'{key}={[group[key] for group in side]!r}' for key in changed] for side in (groups, before)]

@@ -111,3 +111,7 @@ def test_zero_without_the_hook_says_so_instead_of_waiting_for_ever(checkpoint, t
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', next(PORT)]
     done = run('timeout', 100, *command, script, 'zero', tmp_path, checkpoint, check=False, OMP_NUM_THREADS='1')
     assert "was not gathered: set custom_hooks=[dict(type='ConsolidateOptimizerHook')]" in done.stdout
+
+
+def test_baselines_of_two_processes_are_those_of_one_or_refused():
+    start(2, 'rules.py')

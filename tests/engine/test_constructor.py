@@ -229,7 +229,7 @@ def test_wrong_settings_name_key_value_and_remedy(rollback, message):
             dict(paramwise=dict(rolback=dict(max_level=0.1))),
             r"paramwise_cfg: unknown key 'rolback' .*did you mean 'rollback'\?",
         ),
-        (dict(paramwise=dict(layer_decay_rate=0.7)), "paramwise_cfg: unknown key 'layer_decay_rate'"),
+        (dict(paramwise=dict(decay_rate=0.7)), "paramwise_cfg: unknown key 'decay_rate'"),
         (
             dict(paramwise=dict(custom_keys={'head': dict(rollback=2)})),
             r"custom_keys\['head'\]: rollback=2 is not a number in \[0, 1\]",

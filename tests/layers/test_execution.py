@@ -157,6 +157,6 @@ def test_models_of_huggingface_have_a_layer_for_each_block(family, blocks):
     model = nn.ModuleDict(dict(backbone=getattr(transformers, f'{family}Model')(cfg).eval())).to('meta')
     index = layer_index(model)
     assert {n for _, n in index.values()} == {blocks + 1}
-    images = torch.rand(1, 3, cfg.image_size, cfg.image_size, device='meta')
+    images = torch.rand(1, 3, 224, 224, device='meta')
     path = [index[f'backbone.{name}'][0] for name in execution_order(model['backbone'], images)]
     assert path == sorted(path) and set(path) >= set(range(1, blocks + 1))

@@ -5,8 +5,8 @@
 Written is a checkpoint like the pre-trained one, to be used with its config: with the fine-tuned weights where both
 models have one of the same name and shape, with the running statistics of norm layers as they were before fine-tuning,
 and with the pre-trained weights everywhere else, in the old head first of all. The statistics are in the state of the
-optimizer, so the checkpoint must have been saved with it. Only open checkpoints of your own: as with MMEngine's tools,
-a fine-tuned checkpoint can carry code.
+optimizer, so the checkpoint must have been saved with it. Code that a
+checkpoint may carry is not run.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from mmengine.runner import CheckpointLoader
 
 from olor_mm.analysis import upstream_state
+from olor_mm.pretrained import read_checkpoint
 
 
 def restore(finetuned: Path, pretrained: Path, out: Path, prefix: str = '') -> Counter:
@@ -33,11 +33,7 @@ def restore(finetuned: Path, pretrained: Path, out: Path, prefix: str = '') -> C
         ValueError: If a file is not there, the checkpoint has no statistics though the model needs some, or no name is
             in both.
     """
-    for file in (finetuned, pretrained):
-        if not file.is_file():
-            raise ValueError(f'{str(file)!r} is not a file')
-    checkpoint = CheckpointLoader.load_checkpoint(str(finetuned), map_location='cpu')
-    source = torch.load(pretrained, map_location='cpu', weights_only=True)
+    checkpoint, source = read_checkpoint(finetuned), read_checkpoint(pretrained)
     upstream = checkpoint.get('optimizer', {}).get('upstream', {})
     state, origins = upstream_state(checkpoint['state_dict'], source.get('state_dict', source), upstream, prefix)
     lost = [name for name, origin in origins.items() if 'running_' in name and origin == 'fine-tuned']

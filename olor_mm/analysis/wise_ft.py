@@ -1,0 +1,56 @@
+"""WiSE-FT: a model between the pre-trained and the fine-tuned one."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def interpolate(
+    pretrained: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], alpha: float, prefix: str = ''
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """theta = (1 - alpha) theta_0 + alpha theta_1, the weight-space ensemble of WiSE-FT, arXiv 2109.01903.
+
+    Running statistics of norm layers are interpolated like weights: alpha = 0 and 1 are then the two models to the bit,
+    variances stay positive, and the method needs no data. Between the two they are an approximation. Integers, such as
+    ``num_batches_tracked``, are those of the fine-tuned model, as is all that the pre-trained one does not have in the
+    same shape: its new head.
+
+    Args:
+        pretrained (Mapping[str, Tensor]): State dict theta_0.
+        finetuned (Mapping[str, Tensor]): State dict theta_1.
+        alpha (float): From 0, the pre-trained weights, to 1, the fine-tuned ones.
+        prefix (str): What the fine-tuned model puts before the names of the pre-trained one, e.g. ``'backbone.'``.
+
+    Returns:
+        tuple[dict, dict]: The state dict, with the names, shapes and dtypes of ``finetuned``; and name to why it was
+        not interpolated, for floating tensors that were not.
+
+    Raises:
+        ValueError: If alpha is not in [0, 1], or no floating tensor of one name and shape is in both.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f'alpha={alpha!r} is not in [0, 1]: 0 is the pre-trained model, 1 the fine-tuned one')
+    state, kept = {}, {}
+    for name, value in finetuned.items():
+        start = pretrained.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        state[name] = value
+        if not _is_weight(value):
+            continue
+        if start is None:
+            kept[name] = 'not in the pre-trained model'
+        elif start.shape != value.shape:
+            kept[name] = f'of shape {tuple(start.shape)} in the pre-trained model and {tuple(value.shape)} here'
+        else:
+            state[name] = torch.lerp(start.double(), value.double(), alpha).to(value.dtype)
+    if all(name in kept for name, value in state.items() if _is_weight(value)):
+        raise ValueError(
+            f'prefix={prefix!r}: no tensor is in both models under one name and in one shape; names of the fine-tuned '
+            f'one are like {next(iter(finetuned), "")!r}, of the pre-trained one with the prefix like '
+            f'{prefix + next(iter(pretrained), "")!r}'
+        )
+    return state, kept
+
+
+def _is_weight(value) -> bool:
+    return isinstance(value, Tensor) and torch.is_floating_point(value)

@@ -1,0 +1,122 @@
+import pickle
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, load, run
+from mmengine.logging import HistoryBuffer
+
+from olor_mm.analysis import interpolate
+from olor_mm.pretrained import plain, read_checkpoint
+
+TOOL = [sys.executable, 'tools/model_converters/wise_ft.py']
+
+
+class Harmful:
+    """A pickle that runs code when it is read as Python means it to be."""
+
+    def __reduce__(self):
+        return exec, ('raise SystemExit("code of a checkpoint was run")',)
+
+
+def models() -> tuple[dict, dict]:
+    generator = torch.Generator().manual_seed(0)
+    start = {
+        'conv.weight': torch.randn(4, 3, generator=generator),
+        'bn.running_var': torch.rand(4, generator=generator),
+        'bn.num_batches_tracked': torch.tensor(7),
+        'fc.weight': torch.randn(9, 4, generator=generator),
+        'old.weight': torch.randn(2, generator=generator),
+    }
+    end = {f'backbone.{k}': v + 1 for k, v in start.items() if k != 'old.weight'}
+    end['backbone.fc.weight'], end['head.weight'] = torch.randn(3, 4), torch.randn(5)
+    return start, end
+
+
+@pytest.mark.parametrize('alpha', [0.0, 0.3, 0.5, 1.0])
+def test_weights_and_statistics_are_interpolated_and_the_rest_is_fine_tuned(alpha):
+    start, end = models()
+    state, kept = interpolate(start, end, alpha, 'backbone.')
+    assert list(state) == list(end)
+    for name in ('conv.weight', 'bn.running_var'):
+        expected = (1 - alpha) * start[name].double() + alpha * end[f'backbone.{name}'].double()
+        torch.testing.assert_close(state[f'backbone.{name}'].double(), expected, rtol=1e-6, atol=1e-7)
+        assert state[f'backbone.{name}'].dtype == torch.float32
+    assert state['backbone.bn.num_batches_tracked'] == 8
+    assert kept == {
+        'backbone.fc.weight': 'of shape (9, 4) in the pre-trained model and (3, 4) here',
+        'head.weight': 'not in the pre-trained model',
+    }
+    for name in kept:
+        assert torch.equal(state[name], end[name])
+
+
+def test_the_ends_are_the_two_models_to_the_bit():
+    start, end = models()
+    assert torch.equal(
+        interpolate(start, end, 1.0, 'backbone.')[0]['backbone.conv.weight'], end['backbone.conv.weight']
+    )
+    assert torch.equal(interpolate(start, end, 0.0, 'backbone.')[0]['backbone.conv.weight'], start['conv.weight'])
+
+
+@pytest.mark.parametrize('alpha', [-0.1, 1.5, float('nan')])
+def test_a_share_outside_of_the_two_models_is_refused(alpha):
+    with pytest.raises(ValueError, match=rf'alpha={alpha} is not in \[0, 1\]'):
+        interpolate(*models(), alpha, 'backbone.')
+
+
+def test_models_without_a_name_in_common_are_refused():
+    with pytest.raises(ValueError, match=r"prefix='': no tensor is in both.*'backbone.conv.weight'.*'conv.weight'"):
+        interpolate(*models(), 0.5)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_checkpoint_of_mmengine_is_read_and_no_code_of_it_is_run(zipped, tmp_path):
+    start, _ = models()
+    content = dict(
+        state_dict={**start, 'half': torch.ones(2, dtype=torch.bfloat16), 'bound': torch.nn.Parameter(torch.ones(2))},
+        meta=dict(epoch=3, dataset_meta=dict(classes=('cat', 'dog')), odd=Harmful(), odds=[1, Harmful()]),
+        message_hub=dict(log=HistoryBuffer([1.0], [1])),
+    )
+    torch.save(content, tmp_path / 'full.pth', _use_new_zipfile_serialization=zipped)
+    found = read_checkpoint(tmp_path / 'full.pth')
+    for name, value in content['state_dict'].items():
+        assert torch.equal(found['state_dict'][name], value) and found['state_dict'][name].dtype == value.dtype
+    assert plain(found['meta']) == dict(epoch=3, dataset_meta=dict(classes=('cat', 'dog')))
+
+
+@pytest.mark.parametrize(
+    'content, message', [(b'no checkpoint', 'cannot be read as a checkpoint'), (None, 'is not a file')]
+)
+def test_what_is_no_checkpoint_is_named(content, message, tmp_path):
+    file = tmp_path / 'a.pth'
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=f'a.pth.*{message}'):
+        read_checkpoint(file)
+    file.write_bytes(pickle.dumps([1]))
+    with pytest.raises(ValueError, match='a.pth'):
+        read_checkpoint(file)
+    torch.save([1], file)
+    with pytest.raises(ValueError, match='holds a list and no dict of weights'):
+        read_checkpoint(file)
+
+
+def test_command_line(data, tmp_path):
+    source = data / 'weights/mobilenet_v2_mmpretrain.pth'
+    weights = load(source)['state_dict']
+    finetuned = {name: value + 1 for name, value in weights.items() if not name.startswith('head.')}
+    finetuned['head.fc.weight'] = torch.ones(10, 1280)
+    log = dict(log=HistoryBuffer([1.0], [1]))
+    meta = dict(dataset_meta=dict(classes=('a', 'b')))
+    torch.save(dict(state_dict=finetuned, meta=meta, message_hub=log), tmp_path / 'finetuned.pth')
+    out = tmp_path / 'new/between.pth'
+    done = run(*TOOL, source, tmp_path / 'finetuned.pth', out, '--alpha', '0.25')
+    assert '260 tensors interpolated, 1 taken from the fine-tuned model' in done.stdout
+    assert 'head.fc.weight: of shape (1000, 1280) in the pre-trained model and (10, 1280) here' in done.stdout
+    written = torch.load(out, weights_only=True)
+    assert written['meta'] == meta
+    name = 'backbone.conv1.conv.weight'
+    torch.testing.assert_close(written['state_dict'][name], weights[name] + 0.25)
+    done = run(*TOOL, ROOT / 'none.pth', tmp_path / 'finetuned.pth', out, check=False)
+    assert done.returncode and 'wise_ft: ' in done.stdout and 'none.pth' in done.stdout
