@@ -56,7 +56,7 @@ README_WRAPPER = dict(
     optimizer=dict(type='AdamWOLOR', lr=LR, weight_decay=DECAY),
 )
 PARAMWISE = dict(norm_decay_mult=0.0, rollback=dict(max_level=LEVEL, min_level=0.0, power=1.0))
-MOST_GRADIENTS = 150_000_000  # parameters that take a step; of larger models, the first ones of each group
+MOST_GRADIENTS = 30_000_000  # parameters that take a step; of larger models, the first ones of each group
 SECONDS = 600  # for one model
 SIZES = (224, 256, 64, 512, 32)  # of images, where a backbone does not say what it takes
 
