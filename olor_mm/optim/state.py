@@ -1,5 +1,7 @@
 """Anchors in the state of an optimizer: captured, hidden where they would mislead, saved and loaded."""
 
+import ctypes
+import hashlib
 import warnings
 from itertools import chain
 
@@ -11,6 +13,7 @@ from .anchors import AnchorFiles, make_anchor, place_anchor, warn_of_missing
 
 NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
+SEAL = 'anchor_sha256'
 # as torch does for its own optimizers: torch.compiler.disable would import the compiler here, half a second of it
 eager = torch._disable_dynamo
 
@@ -102,14 +105,15 @@ class AnchoredState:
             elif state.get('anchor') is None and p.requires_grad and getattr(p, '_fsdp_flattened', False):
                 # FSDP gathers a state that all parameters of a unit have, or none of them
                 packed['state'][number] = {**state, 'anchor': torch.full_like(p, NO_ANCHOR)}
-        return {**packed, 'upstream': self.upstream} if self.upstream else packed
+        return sealed({**packed, 'upstream': self.upstream} if self.upstream else packed)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a ``state_dict`` and go on with its anchors, in their dtype.
 
         Raises:
             ValueError: If rollback is on here and the loaded state is of a run without it, if its parameter groups are
-                others than here, or if a file it names for anchors is not there or is another one.
+                others than here, if its anchors are not those it was saved with, or if a file it names for anchors is
+                not there or is another one.
         """
         check_loadable(type(self).__name__, state_dict, self.param_groups)
         here = [dict(group) for group in self.param_groups]
@@ -144,6 +148,41 @@ def _has_anchor(state: dict) -> bool:
     return anchor is None or isinstance(anchor, dict) or not torch.as_tensor(anchor).isnan().all()
 
 
+def sealed(state_dict: dict) -> dict:
+    """The state with a SHA-256 of what it remembers of the pre-trained model, if it does."""
+    seal = _seal(state_dict)
+    return state_dict if seal is None else {**state_dict, SEAL: seal}
+
+
+def check_seal(state_dict: dict) -> None:
+    """Refuse a state whose anchors are not those it was saved with.
+
+    States without a seal are taken as they are: those that PyTorch's own tools for sharded optimizers hand on.
+
+    Raises:
+        ValueError: If any anchor is missing or has been changed.
+    """
+    if state_dict.get(SEAL, seal := _seal(state_dict)) != seal:
+        raise ValueError(
+            'the anchors of this optimizer state, or the statistics beside them, are not those it was saved with: '
+            'their SHA-256 is another. Weights would return to wrong values; resume from another checkpoint'
+        )
+
+
+def _seal(state_dict: dict) -> str | None:
+    kept = {i: state['anchor'] for i, state in state_dict['state'].items() if 'anchor' in state}
+    kept.update(state_dict.get('upstream', {}))
+    digest = hashlib.sha256()
+    for name, value in sorted(kept.items(), key=lambda item: str(item[0])):
+        if isinstance(value, Tensor):
+            local = (value.to_local() if hasattr(value, 'to_local') else value).detach().cpu().contiguous()
+            digest.update(f'{name} {value.dtype} {tuple(local.shape)}'.encode())
+            digest.update((ctypes.c_char * local.nbytes).from_address(local.data_ptr()))  # needs no numpy
+        else:
+            digest.update(f'{name} {value}'.encode())
+    return digest.hexdigest() if kept else None
+
+
 def check_loadable(name: str, state_dict: dict, groups: list[dict]) -> None:
     """Refuse a state that an optimizer with these groups cannot go on from.
 
@@ -153,7 +192,8 @@ def check_loadable(name: str, state_dict: dict, groups: list[dict]) -> None:
         groups (list[dict]): ``param_groups`` of the optimizer.
 
     Raises:
-        ValueError: If rollback is on and the state has no anchors, or the groups have other parameters.
+        ValueError: If rollback is on and the state has no anchors or others than it was saved with, or the groups have
+            other parameters.
     """
     states = state_dict['state'].values()
     anchored = any('anchor' in state for state in states)
@@ -166,6 +206,7 @@ def check_loadable(name: str, state_dict: dict, groups: list[dict]) -> None:
             'weights (load_from, without resume), or go on without rollback, with the optimizer and constructor of '
             'that run.'
         )
+    check_seal(state_dict)
     theirs, ours = (
         [group.get('names', group.get('param_names', [None] * len(group['params']))) for group in side]
         for side in (state_dict['param_groups'], groups)
