@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
 from torch import _weights_only_unpickler as weights_only_unpickler
 
 TRUST = 'OLOR_TRUST_CHECKPOINTS'
@@ -34,7 +35,7 @@ class _DType:
     def __init__(self, name, *_):
         self.value = np.dtype(name)
         if self.value.kind not in 'biufcSU' or self.value.fields or self.value.subdtype:
-            raise pickle.UnpicklingError(f'global numpy.dtype of {name!r}, which is not one of plain numbers or text')
+            raise pickle.UnpicklingError(f'GLOBAL numpy.dtype of {name!r}, which is not one of plain numbers or text')
 
     def __setstate__(self, state):
         self.value = self.value.newbyteorder(state[1])
@@ -101,7 +102,7 @@ class RestrictedPickle:
             module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
             allowed = {**weights_only_unpickler._get_allowed_globals(), '_codecs.encode': _encode, **STAND_INS}
             if f'{module}.{name}' not in allowed:
-                raise pickle.UnpicklingError(f'global {module}.{name}')
+                raise pickle.UnpicklingError(f'GLOBAL {module}.{name}')
             return allowed[f'{module}.{name}']
 
     @classmethod
@@ -194,7 +195,7 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
         try:
             return load_file(f, device=str(map_location or 'cpu'))
         except Exception as error:
-            raise CheckpointError(_damaged(name, error)) from error
+            raise CheckpointError(_damaged(name, str(error).rstrip('.'))) from error
     with open(f, 'rb') if is_path else io.BytesIO(f.read()) as file:
         fault = _fault(file)
         if fault is not None:
@@ -203,30 +204,32 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
         try:
             return _plain(_load_plain(f if is_path and mmap else file, map_location, mmap))
         except Exception as error:
-            refused = re.search(r'global|reduce|TorchScript|new object|can only', str(error), re.IGNORECASE)
-            why = _refused(name, error) if refused else _damaged(name, error)
-            raise CheckpointError(why) from None
+            # torch says at length what else could be done, and that is not all safe
+            named = re.search(r'GLOBAL ([\w.]*\w)|(TorchScript|call reduce|[Cc]an only [^.]*)', str(error))
+            if named:
+                raise CheckpointError(_refused(name, named[1] or named[2])) from None
+            what = str(error).rpartition('error: ')[2].strip().partition('\n')[0].rstrip('.')
+            raise CheckpointError(_damaged(name, what or repr(error))) from None
 
 
 def _load_plain(file, map_location, mmap) -> Any:
-    if hasattr(torch.serialization, 'safe_globals'):
+    if digit_version(torch.__version__) >= digit_version('2.6'):
         with _stand_ins_only():
             return torch_load(file, map_location, weights_only=True, mmap=mmap)
-    return torch_load(file, map_location, RestrictedPickle, mmap=mmap)
+    return torch_load(file, map_location, RestrictedPickle, weights_only=False, mmap=mmap)
 
 
-def _damaged(name: str, why) -> str:
+def _damaged(name: str, what: str) -> str:
     return (
-        f'{name} is damaged, or no checkpoint: {str(why).rstrip(".")}. Take another checkpoint, or get this one again; '
+        f'{name} is damaged, or no checkpoint: {what}. Take another checkpoint, or get this one again; '
         'tools/train.py --resume without a path takes the newest one in the work directory that is good'
     )
 
 
-def _refused(name: str, error: Exception) -> str:
-    what = re.split(r'(?<=[^.])\. |\n|(?:was not an allowed)', str(error))[0].strip()
+def _refused(name: str, what: str) -> str:
     return (
         f'{name} has more in it than tensors and plain values, and was not opened, since it could run any code here: '
-        f'{what}. If you know where it is from and trust it, use --trust-checkpoints, or {TRUST}=1 in the environment'
+        f'it names {what}. If you know where it is from and trust it, use --trust-checkpoints, or set {TRUST}=1'
     )
 
 
