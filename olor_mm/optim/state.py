@@ -174,13 +174,20 @@ def _seal(state_dict: dict) -> str | None:
     kept.update(state_dict.get('upstream', {}))
     digest = hashlib.sha256()
     for name, value in sorted(kept.items(), key=lambda item: str(item[0])):
-        if isinstance(value, Tensor):
-            local = (value.to_local() if hasattr(value, 'to_local') else value).detach().cpu().contiguous()
-            digest.update(f'{name} {value.dtype} {tuple(local.shape)}'.encode())
-            digest.update((ctypes.c_char * local.nbytes).from_address(local.data_ptr()))  # needs no numpy
-        else:
-            digest.update(f'{name} {value}'.encode())
+        parts = _local_parts(value) if isinstance(value, Tensor) else ()
+        digest.update(f'{name} {tuple(value.shape) if parts else value}'.encode())
+        for part in parts:
+            part = part.detach().cpu().contiguous()
+            digest.update(f' {part.dtype} {tuple(part.shape)}'.encode())
+            digest.update((ctypes.c_char * part.nbytes).from_address(part.data_ptr()))  # needs no numpy
     return digest.hexdigest() if kept else None
+
+
+def _local_parts(tensor: Tensor) -> list[Tensor]:
+    """The tensor, or what this process has of it."""
+    if hasattr(tensor, 'local_shards'):
+        return [shard.tensor for shard in tensor.local_shards()]
+    return [tensor.to_local() if hasattr(tensor, 'to_local') else tensor]
 
 
 def check_loadable(name: str, state_dict: dict, groups: list[dict]) -> None:
