@@ -17,6 +17,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 from torch import _weights_only_unpickler as weights_only_unpickler
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, metadata
+from torch.distributed._shard.sharding_spec import ChunkShardingSpec, EnumerableShardingSpec
+from torch.distributed.remote_device import _remote_device
 
 TRUST = 'OLOR_TRUST_CHECKPOINTS'
 MARK = b'olor_mm sha256 '
@@ -66,16 +70,31 @@ def _scalar(dtype: _DType, data: bytes):
     return np.frombuffer(data, dtype.value)[0]
 
 
-def _nothing(*_):
-    """What ``getattr`` is replaced by: HistoryBuffer saves its methods, and has them without."""
+def _attribute(owner, name: str):
+    """What ``getattr`` is replaced by: one class within another. HistoryBuffer saves its methods too; it has them."""
+    return ShardedTensor.ProcessGroupState if (owner, name) == (ShardedTensor, 'ProcessGroupState') else None
 
 
+# what FSDP saves of sharded weights: records of sizes and places, around plain tensors
+SHARDS = (
+    ShardedTensor,
+    ShardedTensor.ProcessGroupState,
+    Shard,
+    ShardMetadata,
+    metadata.ShardedTensorMetadata,
+    metadata.TensorProperties,
+    metadata.MEM_FORMAT_ENCODING,
+    ChunkShardingSpec,
+    EnumerableShardingSpec,
+    _remote_device,
+)
 STAND_INS = {
-    'builtins.getattr': _nothing,
+    'builtins.getattr': _attribute,
     'builtins.slice': slice,
     'mmengine.logging.history_buffer.HistoryBuffer': _Buffer,
     'numpy.dtype': _DType,
     'numpy.ndarray': _Array,
+    **{f'{shard.__module__}.{shard.__qualname__}': shard for shard in SHARDS},
     **{f'numpy.{core}.multiarray._reconstruct': _Array for core in ('core', '_core')},
     **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
 }
@@ -205,9 +224,9 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
             return _plain(_load_plain(f if is_path and mmap else file, map_location, mmap))
         except Exception as error:
             # torch says at length what else could be done, and that is not all safe
-            named = re.search(r'GLOBAL ([\w.]*\w)|(TorchScript|call reduce|[Cc]an only [^.]*)', str(error))
+            named = re.search(r'GLOBAL ([\w.]*\w)|[Cc]an only .* got (.*)|(TorchScript)|call (.*)', str(error))
             if named:
-                raise CheckpointError(_refused(name, named[1] or named[2])) from None
+                raise CheckpointError(_refused(name, next(filter(None, named.groups())))) from None
             what = str(error).rpartition('error: ')[2].strip().partition('\n')[0].rstrip('.')
             raise CheckpointError(_damaged(name, what or repr(error))) from None
 

@@ -174,9 +174,11 @@ def _seal(state_dict: dict) -> str | None:
     kept.update(state_dict.get('upstream', {}))
     digest = hashlib.sha256()
     for name, value in sorted(kept.items(), key=lambda item: str(item[0])):
-        parts = _local_parts(value) if isinstance(value, Tensor) else ()
-        digest.update(f'{name} {tuple(value.shape) if parts else value}'.encode())
-        for part in parts:
+        if not isinstance(value, Tensor):  # None, or the place in a file
+            digest.update(f'{name} {value}'.encode())
+            continue
+        digest.update(f'{name} {tuple(value.shape)}'.encode())
+        for part in _local_parts(value):
             part = part.detach().cpu().contiguous()
             digest.update(f' {part.dtype} {tuple(part.shape)}'.encode())
             digest.update((ctypes.c_char * part.nbytes).from_address(part.data_ptr()))  # needs no numpy

@@ -32,8 +32,9 @@ def start(work_dir: Path, *options: str, command=(sys.executable, 'tools/train.p
     log = open(f'{work_dir}.log', 'a')  # noqa: SIM115 (the process has it)
     arguments = ['--work-dir', str(work_dir), *(o for o in options if o.startswith('--')), '--cfg-options', *OPTIONS]
     arguments += [o for o in options if not o.startswith('--')]
+    processes = ['2'] if 'tools/dist_train.sh' in command else []
     return subprocess.Popen(
-        [*map(str, command), CLASSIFICATION, *(['2'] if 'bash' in command else []), *arguments],
+        [*map(str, command), CLASSIFICATION, *processes, *arguments],
         cwd=ROOT,
         env={
             **os.environ,
@@ -168,7 +169,8 @@ def test_two_processes_agree_on_where_to_stop_and_go_on_from_there(data, tmp_pat
             assert (tmp_path / name / 'last_checkpoint').read_text().endswith('interrupted.pth')
             process = start(tmp_path / name, '--resume', command=script)
         assert process.wait(200) == 0, Path(f'{tmp_path / name}.log').read_text()[-3000:]
-    assert equal(tmp_path / 'cut' / LAST, tmp_path / 'straight' / LAST)
+    # each process has BatchNorm statistics of its own until the end of an epoch, and those of the first are saved
+    assert equal(tmp_path / 'cut' / LAST, tmp_path / 'straight' / LAST, but='running_')
 
 
 @pytest.fixture
