@@ -173,9 +173,8 @@ def _fault(file: BinaryIO) -> str | None:
             block = file.read(min(BLOCK, left))
             digest.update(block)
             left -= len(block)
-        return (
-            None if end[len(MARK) :] == digest.hexdigest().encode() else 'its SHA-256 is another than it was saved with'
-        )
+        same = end[len(MARK) :] == digest.hexdigest().encode()
+        return None if same else 'its SHA-256 is another than it was saved with'
     if file.read(4) != b'PK\x03\x04':
         return None  # of torch before 1.6, without any check sum; or no checkpoint at all
     try:
@@ -192,7 +191,7 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
     """``torch.load`` for checkpoints of anyone: damaged ones are found, and nothing in them is run.
 
     Tensors, plain values, numpy arrays of numbers or text and MMEngine's ``HistoryBuffer`` are read, and safetensors.
-    The environment variable OLOR_TRUST_CHECKPOINTS=1 makes it torch's own.
+    With OLOR_TRUST_CHECKPOINTS=1 in the environment, anything is, as by torch, if the file is not damaged.
 
     Args:
         f (str, PathLike or BinaryIO): The checkpoint.
@@ -203,9 +202,6 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
         CheckpointError: If the file is damaged, is no checkpoint, or has something else in it.
         FileNotFoundError: If there is none.
     """
-    if os.environ.get(TRUST) == '1':
-        weights_only = bool(weights_only)
-        return torch_load(f, map_location, pickle_module, weights_only=weights_only, mmap=mmap, **kwargs)
     is_path = isinstance(f, (str, os.PathLike))
     name = repr(os.fspath(f)) if is_path else 'a checkpoint'
     if is_path and os.fspath(f).endswith('.safetensors'):
@@ -220,8 +216,12 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
         if fault is not None:
             raise CheckpointError(_damaged(name, fault))
         file.seek(0)
+        source = f if is_path and mmap else file
+        if os.environ.get(TRUST) == '1':
+            weights_only = bool(weights_only)
+            return torch_load(source, map_location, pickle_module, weights_only=weights_only, mmap=mmap, **kwargs)
         try:
-            return _plain(_load_plain(f if is_path and mmap else file, map_location, mmap))
+            return _plain(_load_plain(source, map_location, mmap))
         except Exception as error:
             # torch says at length what else could be done, and that is not all safe
             named = re.search(r'GLOBAL ([\w.]*\w)|[Cc]an only .* got (.*)|(TorchScript)|call (.*)', str(error))
