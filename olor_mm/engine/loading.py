@@ -90,7 +90,7 @@ SHARDS = (
 )
 STAND_INS = {
     'builtins.getattr': _attribute,
-    'builtins.slice': slice,
+    **{f'builtins.{plain.__name__}': plain for plain in (bytearray, complex, set, slice)},
     'mmengine.logging.history_buffer.HistoryBuffer': _Buffer,
     'numpy.dtype': _DType,
     'numpy.ndarray': _Array,
@@ -216,7 +216,7 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
         if fault is not None:
             raise CheckpointError(_damaged(name, fault))
         file.seek(0)
-        source = f if is_path and mmap else file
+        source = os.fspath(f) if is_path and mmap else file
         if os.environ.get(TRUST) == '1':
             weights_only = bool(weights_only)
             return torch_load(source, map_location, pickle_module, weights_only=weights_only, mmap=mmap, **kwargs)

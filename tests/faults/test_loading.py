@@ -78,7 +78,7 @@ def test_a_marked_file_is_one_that_stock_torch_reads(tmp_path):
     content = honest()
     DurableBackend().put(saved(content), tmp_path / 'a.pth')
     for mmap in (False, True):
-        found = torch.load(tmp_path / 'a.pth', weights_only=False, mmap=mmap)
+        found = torch.load(str(tmp_path / 'a.pth'), weights_only=False, mmap=mmap)
         assert same(content['state_dict'], found['state_dict'])
 
 
