@@ -13,6 +13,8 @@ from mmengine.utils import is_installed
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
+from .optim.state import SEAL, check_seal, sealed
+
 
 def resolve_config_scopes() -> None:
     """Make ``_base_ = 'mmseg::...'`` work whatever the distribution is called that mmseg comes from.
@@ -94,9 +96,11 @@ def mend_fsdp_strategy() -> None:
                     "strategy.state_dict_cfg='full': on CPU, torch gathers all of an optimizer's states into one "
                     "buffer, which would save wrong ones; take state_dict_cfg='local'"
                 )
-        return {**state_dict, 'upstream': upstream} if upstream else state_dict
+        return sealed({**state_dict, 'upstream': upstream} if upstream else state_dict)
 
     def load_optim_state_dict(self: FSDPStrategy, state_dict: dict) -> None:
+        check_seal(state_dict)  # over shards: below they are laid out anew
+        state_dict.pop(SEAL, None)
         optimizer = self.optim_wrapper.optimizer
         upstream = state_dict.pop('upstream', None)
         local = FSDP.optim_state_dict_to_load(model=self.model, optim=optimizer, optim_state_dict=state_dict)

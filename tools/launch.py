@@ -3,13 +3,17 @@
 import argparse
 import os
 import os.path as osp
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from mmengine.config import Config, DictAction
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from olor_mm.compat import use_cpu_processes  # importing olor_mm also lets configs inherit from every library
+from olor_mm.engine.loading import CheckpointError, guard_loading
 
 
 class Settings(DictAction):
@@ -33,6 +37,11 @@ def config_parser(description: str, **kwargs) -> argparse.ArgumentParser:
         default={},
         help='override settings of the config, e.g. optim_wrapper.paramwise_cfg.rollback.max_level=0.02; lists as '
         'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without white space',
+    )
+    parser.add_argument(
+        '--trust-checkpoints',
+        action='store_true',
+        help='open checkpoints even if they could run code; by default only plain data is read from them',
     )
     return parser
 
@@ -103,9 +112,32 @@ def check_constructor(wrapper: dict) -> None:
         )
 
 
+@contextmanager
+def guarded(args: argparse.Namespace) -> Iterator[None]:
+    """Checkpoints are opened as plain data, unless they are trusted; one that cannot be used ends the tool plainly.
+
+    Raises:
+        SystemExit: If a checkpoint cannot be used.
+    """
+    guard_loading(args.trust_checkpoints)
+    try:
+        yield
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from error
+
+
+def use_safe_checkpoints(cfg: Config) -> None:
+    """Take the hook that loses no checkpoint in place of MMEngine's, with the same options."""
+    hooks = dict(cfg.get('default_hooks') or {})
+    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+    if isinstance(checkpoint, dict) and checkpoint.get('type') in ('CheckpointHook', CheckpointHook):
+        cfg.default_hooks = {**hooks, 'checkpoint': {**checkpoint, 'type': 'olor_mm.SafeCheckpointHook'}}
+
+
 def build_runner(cfg: Config) -> Runner:
     """A Runner, or what ``runner_type`` names."""
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise SystemExit('--launcher pytorch is for processes started by torchrun: use tools/dist_train.sh CONFIG GPUS')
     use_cpu_processes(cfg)
+    use_safe_checkpoints(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -3,7 +3,7 @@
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
-from launch import base_parser, build_runner, load_config
+from launch import base_parser, build_runner, guarded, load_config
 
 
 def show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
@@ -38,10 +38,11 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         show_predictions(cfg, args.show, args.show_dir, args.wait_time)
-    runner = build_runner(cfg)
-    if args.out is not None:
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    runner.test()
+    with guarded(args):
+        runner = build_runner(cfg)
+        if args.out is not None:
+            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+        runner.test()
 
 
 if __name__ == '__main__':

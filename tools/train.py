@@ -2,7 +2,7 @@
 
 from mmengine.device import get_device
 
-from launch import base_parser, build_runner, load_config
+from launch import base_parser, build_runner, guarded, load_config
 
 
 def main() -> None:
@@ -37,7 +37,8 @@ def main() -> None:
     if args.no_validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
 
-    build_runner(cfg).train()
+    with guarded(args):
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 from ..compat import mend_fsdp_strategy, resolve_config_scopes
 from ..optim.optimizers import registered
 from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+from .checkpoints import SafeCheckpointHook
 from .constructor import OLOROptimWrapperConstructor
 from .hooks import ConsolidateOptimizerHook, FreezeBackboneHook, ResumableRandomnessHook
 from .optimizers import OLOR, ZeroRedundancyOptimizerOLOR
@@ -20,7 +21,7 @@ for registry in (MMENGINE_OPTIMIZERS, OPTIMIZERS):
 for registry in (MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPER_CONSTRUCTORS):
     registry.register_module(module=OLOROptimWrapperConstructor)
 for registry in (MMENGINE_HOOKS, HOOKS):
-    for hook in (ConsolidateOptimizerHook, FreezeBackboneHook, ResumableRandomnessHook):
+    for hook in (ConsolidateOptimizerHook, FreezeBackboneHook, ResumableRandomnessHook, SafeCheckpointHook):
         registry.register_module(module=hook)
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     'FreezeBackboneHook',
     'OLOROptimWrapperConstructor',
     'ResumableRandomnessHook',
+    'SafeCheckpointHook',
     'ZeroRedundancyOptimizerOLOR',
 ]

@@ -53,6 +53,9 @@ class ResumableRandomnessHook(Hook):
             )
         self._reseed(runner, 2 * runner.iter)
 
+    def after_skipped_iters(self, runner) -> None:
+        self._reseed(runner, 2 * runner.iter)  # for loading the batch that a resumed epoch goes on with
+
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self._reseed(runner, 2 * runner.iter + 1)
 

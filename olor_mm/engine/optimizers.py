@@ -4,7 +4,7 @@ from mmengine.optim import ZeroRedundancyOptimizer
 from mmengine.registry import OPTIMIZERS
 
 from ..optim import Rollback, with_rollback
-from ..optim.state import check_loadable, settle_options
+from ..optim.state import check_loadable, sealed, settle_options
 from .settings import as_dict, nearest
 
 
@@ -136,7 +136,7 @@ class ZeroRedundancyOptimizerOLOR(ZeroRedundancyOptimizer):
                 "custom_hooks=[dict(type='ConsolidateOptimizerHook')], or default_hooks.checkpoint.save_optimizer=False"
             )
         state_dict = super(ZeroRedundancyOptimizer, self).state_dict()
-        return {**state_dict, 'upstream': self.upstream} if self.upstream else state_dict
+        return sealed({**state_dict, 'upstream': self.upstream} if self.upstream else state_dict)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load the state of all processes; each takes its share. See :meth:`olor_mm.optim.Rollback.load_state_dict`."""

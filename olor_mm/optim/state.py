@@ -1,5 +1,7 @@
 """Anchors in the state of an optimizer: captured, hidden where they would mislead, saved and loaded."""
 
+import ctypes
+import hashlib
 import warnings
 from collections.abc import Iterable
 from itertools import chain
@@ -14,6 +16,7 @@ NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
 # options of optimizers that came with a version of torch, and that a state saved with an older one lacks
 NEWER = {'foreach', 'fused', 'maximize', 'capturable', 'differentiable', 'decoupled_weight_decay'}
+SEAL = 'anchor_sha256'
 # as torch does for its own optimizers: torch.compiler.disable would import the compiler here, half a second of it
 eager = torch._disable_dynamo
 
@@ -108,14 +111,15 @@ class AnchoredState:
             elif state.get('anchor') is None and p.requires_grad and getattr(p, '_fsdp_flattened', False):
                 # FSDP gathers a state that all parameters of a unit have, or none of them
                 packed['state'][number] = {**state, 'anchor': torch.full_like(p, NO_ANCHOR)}
-        return {**packed, 'upstream': self.upstream} if self.upstream else packed
+        return sealed({**packed, 'upstream': self.upstream} if self.upstream else packed)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a ``state_dict`` and go on with its anchors, in their dtype.
 
         Raises:
             ValueError: If rollback is on here and the loaded state is of a run without it, if its parameter groups are
-                others than here, or if a file it names for anchors is not there or is another one.
+                others than here, if its anchors are not those it was saved with, or if a file it names for anchors is
+                not there or is another one.
         """
         check_loadable(type(self).__name__, state_dict, self.param_groups, self.defaults)
         here = [dict(group) for group in self.param_groups]
@@ -151,6 +155,50 @@ def _has_anchor(state: dict) -> bool:
     return anchor is None or isinstance(anchor, dict) or not torch.as_tensor(anchor).isnan().all()
 
 
+def sealed(state_dict: dict) -> dict:
+    """The state with a SHA-256 of what it remembers of the pre-trained model, if it does."""
+    seal = _seal(state_dict)
+    return state_dict if seal is None else {**state_dict, SEAL: seal}
+
+
+def check_seal(state_dict: dict) -> None:
+    """Refuse a state whose anchors are not those it was saved with.
+
+    States without a seal are taken as they are: those that PyTorch's own tools for sharded optimizers hand on.
+
+    Raises:
+        ValueError: If any anchor is missing or has been changed.
+    """
+    if state_dict.get(SEAL, seal := _seal(state_dict)) != seal:
+        raise ValueError(
+            'the anchors of this optimizer state, or the statistics beside them, are not those it was saved with: '
+            'their SHA-256 is another. Weights would return to wrong values; resume from another checkpoint'
+        )
+
+
+def _seal(state_dict: dict) -> str | None:
+    kept = {i: state['anchor'] for i, state in state_dict['state'].items() if 'anchor' in state}
+    kept.update(state_dict.get('upstream', {}))
+    digest = hashlib.sha256()
+    for name, value in sorted(kept.items(), key=lambda item: str(item[0])):
+        if not isinstance(value, Tensor):  # None, or the place in a file
+            digest.update(f'{name} {value}'.encode())
+            continue
+        digest.update(f'{name} {tuple(value.shape)}'.encode())
+        for part in _local_parts(value):
+            part = part.detach().cpu().contiguous()
+            digest.update(f' {part.dtype} {tuple(part.shape)}'.encode())
+            digest.update((ctypes.c_char * part.nbytes).from_address(part.data_ptr()))  # needs no numpy
+    return digest.hexdigest() if kept else None
+
+
+def _local_parts(tensor: Tensor) -> list[Tensor]:
+    """The tensor, or what this process has of it."""
+    if hasattr(tensor, 'local_shards'):
+        return [shard.tensor for shard in tensor.local_shards()]
+    return [tensor.to_local() if hasattr(tensor, 'to_local') else tensor]
+
+
 def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: Iterable[str]) -> None:
     """Refuse a state that an optimizer with these groups cannot go on from.
 
@@ -161,8 +209,8 @@ def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: It
         defaults (Iterable[str]): Names of its options.
 
     Raises:
-        ValueError: If rollback is on and the state has no anchors, the groups have other parameters, or the state is of
-            an optimizer without these options.
+        ValueError: If rollback is on and the state has no anchors or others than it was saved with, the groups have
+            other parameters, or the state is of an optimizer without these options.
     """
     states = state_dict['state'].values()
     anchored = any('anchor' in state for state in states)
@@ -181,6 +229,7 @@ def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: It
             f'the optimizer state is not of {name}: its parameter groups have no {", ".join(sorted(lacking))}. Resume '
             'with the type of optimizer of that run.'
         )
+    check_seal(state_dict)
     theirs, ours = (
         [group.get('names', group.get('param_names', [None] * len(group['params']))) for group in side]
         for side in (state_dict['param_groups'], groups)

@@ -20,6 +20,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import Dataset
 
 from olor_mm.compat import use_cpu_processes
+from olor_mm.engine.loading import guard_loading
 from olor_mm.layers import clean_name
 
 GLOBAL_BATCH = 8
@@ -75,7 +76,7 @@ def config(mode: str, work_dir: str, checkpoint: str, epochs: int, resume: bool)
                 paramwise_cfg=dict(rollback=dict(max_level=0.1, pretrained=['backbone']), norm_decay_mult=0.0),
             ),
             param_scheduler=dict(type='CosineAnnealingLR', T_max=4, by_epoch=True),
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+            default_hooks=dict(checkpoint=dict(type='SafeCheckpointHook', interval=1)),
             custom_hooks=[dict(type='ConsolidateOptimizerHook')],
             env_cfg=dict(),
             randomness=dict(seed=0),
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument('--stop', type=int, help='end before this epoch, as if killed')
     parser.add_argument('--resume', action='store_true')
     args = parser.parse_args()
+    guard_loading()  # as tools/train.py does
     runner = build(args.mode, config(args.mode, args.work_dir, args.checkpoint, args.epochs, args.resume))
     if args.stop is not None:
         runner.register_hook(StopBefore(args.stop))

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from olor_mm.analysis.rollback_table import examine, quiet
+from olor_mm.engine.loading import guard_loading
 
 try:
     from rich.console import Console
@@ -49,6 +50,7 @@ def main() -> None:
         sys.exit(f'print_rollback: {args.config} cannot be read: {type(error).__name__}: {error}')
     if args.load_from:
         cfg.load_from = args.load_from
+    guard_loading(args.trust_checkpoints)
     try:
         report = examine(cfg, args.images)
     except ValueError as error:

@@ -5,8 +5,7 @@
 Written is a checkpoint like the pre-trained one, to be used with its config: with the fine-tuned weights where both
 models have one of the same name and shape, with the running statistics of norm layers as they were before fine-tuning,
 and with the pre-trained weights everywhere else, in the old head first of all. The statistics are in the state of the
-optimizer, so the checkpoint must have been saved with it. Code that a
-checkpoint may carry is not run.
+optimizer, so the checkpoint must have been saved with it.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 from olor_mm.analysis import upstream_state
-from olor_mm.pretrained import read_checkpoint
+from olor_mm.engine.loading import guard_loading, load
 
 
 def restore(finetuned: Path, pretrained: Path, out: Path, prefix: str = '') -> Counter:
@@ -30,10 +29,13 @@ def restore(finetuned: Path, pretrained: Path, out: Path, prefix: str = '') -> C
         prefix (str): What the fine-tuned model puts before the names in ``pretrained``, e.g. ``'backbone.'``.
 
     Raises:
-        ValueError: If a file is not there, the checkpoint has no statistics though the model needs some, or no name is
-            in both.
+        ValueError: If a file is not there or cannot be read as plain data, the checkpoint has no statistics though the
+            model needs some, or no name is in both.
     """
-    checkpoint, source = read_checkpoint(finetuned), read_checkpoint(pretrained)
+    for file in (finetuned, pretrained):
+        if not file.is_file():
+            raise ValueError(f'{str(file)!r} is not a file')
+    checkpoint, source = load(finetuned, 'cpu'), load(pretrained, 'cpu')
     upstream = checkpoint.get('optimizer', {}).get('upstream', {})
     state, origins = upstream_state(checkpoint['state_dict'], source.get('state_dict', source), upstream, prefix)
     lost = [name for name, origin in origins.items() if 'running_' in name and origin == 'fine-tuned']
@@ -54,7 +56,9 @@ def main() -> None:
     parser.add_argument('pretrained', type=Path, help='checkpoint it was fine-tuned from')
     parser.add_argument('out', type=Path, help='file to write')
     parser.add_argument('--prefix', default='', help="what the fine-tuned model puts before its names: 'backbone.'")
+    parser.add_argument('--trust-checkpoints', action='store_true', help='open checkpoints even if they could run code')
     args = parser.parse_args()
+    guard_loading(args.trust_checkpoints)
     try:
         counts = restore(args.finetuned, args.pretrained, args.out, args.prefix)
     except ValueError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from olor_mm.analysis import interpolate
-from olor_mm.pretrained import plain, read_checkpoint
+from olor_mm.engine.loading import load
 
 
 def main() -> None:
@@ -25,14 +25,14 @@ def main() -> None:
     parser.add_argument('--prefix', default='', help="what the fine-tuned model puts before the names: 'backbone.'")
     args = parser.parse_args()
     try:
-        source, checkpoint = read_checkpoint(args.pretrained), read_checkpoint(args.finetuned)
+        source, checkpoint = load(args.pretrained, 'cpu'), load(args.finetuned, 'cpu')
         weights = (content.get('state_dict', content) for content in (source, checkpoint))
         state, kept = interpolate(*weights, args.alpha, args.prefix)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f'wise_ft: {error}')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     meta = checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
-    torch.save(dict(meta=plain(meta), state_dict=state), args.out)
+    torch.save(dict(meta=meta, state_dict=state), args.out)
     floating = [v for v in state.values() if isinstance(v, torch.Tensor) and torch.is_floating_point(v)]
     print(f'{args.out}: {len(floating) - len(kept)} tensors interpolated, {len(kept)} taken from the fine-tuned model')
     for name, why in kept.items():
