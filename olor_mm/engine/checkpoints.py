@@ -310,7 +310,7 @@ def check_resumable(file: str, runner: Runner) -> None:
                 raise ValueError(
                     'it was saved without its optimizer, so the pre-trained weights to return to are not in it'
                 )
-            check_loadable(type(optimizer).__name__, checkpoint['optimizer'], groups)
+            check_loadable(type(optimizer).__name__, checkpoint['optimizer'], groups, optimizer.defaults)
     except Exception as error:  # whatever a content of another form leads to
         known = isinstance(error, ValueError)
         what = str(error) if known else f'its content is not that of a checkpoint ({error!r})'

@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path[:] = sys.path[1:]  # this folder: numba would take this file for the package of that name
+# without this folder: numba would take this file for the package of that name
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
 
 import torch
 from mmengine.config import Config
