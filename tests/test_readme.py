@@ -4,6 +4,12 @@ from pathlib import Path
 import torch
 import torchvision
 from conftest import CLASSIFICATION
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+
+from launch import config_file
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
 
@@ -29,11 +35,6 @@ def test_the_plain_pytorch_example_does_what_it_says():
 
 
 def test_the_config_example_builds_the_optimizer_it_names(tmp_path):
-    from mmdet.registry import MODELS
-    from mmengine.config import Config
-    from mmengine.optim import build_optim_wrapper
-    from mmengine.registry import DefaultScope
-
     [code] = [block for block in python_blocks() if 'rpn_head' in block]
     file = tmp_path / 'config.py'
     file.write_text(code)
@@ -65,6 +66,19 @@ def test_the_fragments_for_other_ways_are_taken_as_the_example_says(tmp_path):
         cfg = Config.fromfile(file)
         assert [*Config.fromfile(own).custom_hooks, *cfg.finetune_hooks] == cfg.custom_hooks
     assert len(fragments) == 7
+
+
+def test_the_shortest_form_keeps_the_optimizer_of_a_stock_config():
+    [code] = [block for block in python_blocks() if '_base_' not in block and 'optim_wrapper' in block]
+    scope = {}
+    exec(code, scope)
+    cfg = Config.fromfile(config_file('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'))
+    cfg.merge_from_dict(dict(optim_wrapper=scope['optim_wrapper']))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        optimizer = build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper).optimizer
+    assert type(optimizer).__name__ == 'SGDOLOR'
+    assert {(group['lr'], group['momentum']) for group in optimizer.param_groups} == {(0.01, 0.9)}
+    assert max(group['rollback'] for group in optimizer.param_groups) > 0
 
 
 def test_every_command_names_files_that_exist():
