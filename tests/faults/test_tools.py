@@ -110,15 +110,15 @@ def test_a_run_killed_while_saving_that_is_resumed_ends_bit_identical(data, tmp_
 
 @pytest.mark.slow
 def test_a_damaged_last_checkpoint_costs_an_epoch_and_no_more(data, tmp_path, straight):
-    train(CLASSIFICATION, tmp_path, *OPTIONS, 'train_cfg.max_epochs=3', **ONE_THREAD)
-    last = tmp_path / 'epoch_3.pth'
+    train(CLASSIFICATION, tmp_path, *OPTIONS, **ONE_THREAD)
+    last = tmp_path / LAST
     for name, content in list(damages(last.read_bytes(), 15, seed=1))[-3:]:
         last.write_bytes(content)
         done = train(CLASSIFICATION, tmp_path, f'--resume={last}', *OPTIONS, check=False, **ONE_THREAD)
         assert done.returncode and done.stdout.strip().splitlines()[-1].startswith(f"'{last}' is damaged"), name
         assert 'Traceback' not in done.stdout
     done = train(CLASSIFICATION, tmp_path, '--resume', *OPTIONS, **ONE_THREAD)
-    assert f"Resuming from '{tmp_path / 'epoch_2.pth'}' instead" in done.stdout
+    assert f"Resuming from '{tmp_path / 'epoch_3.pth'}' instead" in done.stdout
     assert equal(tmp_path / LAST, straight)
 
 
