@@ -332,7 +332,9 @@ def write(rows: list[dict], counts: Counter, unread: Counter, out: Path, command
     lines = [
         '# Every stock config',
         '',
-        f'Written by `{command}`; every distinct model is a row of [coverage.csv](coverage.csv).',
+        f'Written by `{command}`; every distinct model is a row of [coverage.csv](coverage.csv). With '
+        + ', '.join(f'{name} {importlib.import_module(name).__version__}' for name in (*LIBRARIES, 'torch'))
+        + ', on CPU.',
         '',
         f'- {sum(counts.values()) + sum(unread.values())} config files, {sum(counts.values())} of them with a model, '
         f'{len(rows)} distinct ones (model and optimizer)',
