@@ -44,7 +44,7 @@ def upstream_state(
         'kept statistics' or 'pre-trained'.
 
     Raises:
-        ValueError: If not one name of the pre-trained model is in the fine-tuned one.
+        ValueError: If not one name of the pre-trained model is in the fine-tuned one, or less than half of its tensors.
     """
     state, sources = {}, {}
     for name, value in pretrained.items():
@@ -59,5 +59,11 @@ def upstream_state(
         raise ValueError(
             f'prefix={prefix!r}: the fine-tuned model, with names like {next(iter(finetuned), "")!r}, has none of the '
             f'names that the pre-trained one would have there, like {prefix + next(iter(pretrained), "")!r}'
+        )
+    shared = sum(source != 'pre-trained' for source in sources.values())
+    if shared < len(sources) / 2:
+        raise ValueError(
+            f'only {shared} of the {len(sources)} tensors of the pre-trained model are in the fine-tuned one, under '
+            'the same name and in the same shape: it was fine-tuned from another'
         )
     return state, sources

@@ -173,6 +173,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if candidates and self.settings.pretrained == 'auto' and was_initialised(model):
             repeat_loading(model, record)
         selection = PretrainedSelection(model, record, self.settings, candidates)
+        places = [(' as ', 'anchor_dtype'), (' on ', 'anchor_device'), (', mapped from ', 'anchor_file')]
+        selection.kept = ''.join(
+            f'{word}{self.optimizer_cfg[key]}' for word, key in places if self.optimizer_cfg.get(key)
+        )
         for group in optimizer.param_groups:
             group['names'] = [selection.names[p] for p in group['params']]
         optimizer.select_pretrained = selection

@@ -37,6 +37,7 @@ class PretrainedSelection:
         self.names = {p: clean_name(name) for name, p in model.named_parameters()}
         self.claimed = set(self.names)
         self.selected: set[nn.Parameter] | None = None
+        self.kept = ''  # where and how, for the log
         self.filled = filled_in_constructor(model)
         self.as_built: dict[nn.Parameter, bytes] = {}
         if not isinstance(self.pretrained, str):
@@ -170,7 +171,7 @@ class PretrainedSelection:
             f'OLOR: {len(self.selected)} of {len(self.candidates)} parameter tensors with a level above 0 are '
             f'pre-trained and {self.what} ({shares})'
             + (f', {frozen} of them once they are trained: they are frozen now' if frozen else '')
-            + f'; that is {size:.1f} MiB of weights to return to. Pre-trained norm layers: '
+            + f'; that is {size:.1f} MiB of weights to return to{self.kept}. Pre-trained norm layers: '
             + summary(self.model, self.norm_layers),
             logger='current',
         )

@@ -31,9 +31,10 @@ def check_anchor_options(group: dict, where: str) -> dict:
     if device is not None:
         try:
             device = str(torch.device(device))
-        except (RuntimeError, TypeError) as error:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError, TypeError) as error:  # the first by builds of torch without CUDA
             raise ValueError(
-                f"{where}: anchor_device={device!r} is no device of torch; take 'cpu' to keep the anchors of GPU "
+                f"{where}: anchor_device={device!r} is no device of torch here; take 'cpu' to keep the anchors of GPU "
                 'parameters in host memory, or None for where the parameters are'
             ) from error
     files = [] if file is None else [file] if isinstance(file, (str, os.PathLike)) else file

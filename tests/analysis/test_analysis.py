@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from olor_mm.analysis import layer_drift, prediction_agreement
+from olor_mm.analysis import layer_drift, prediction_agreement, upstream_state
 
 
 def test_drift_is_the_relative_norm_of_each_layers_change():
@@ -26,3 +26,12 @@ def test_agreement_is_the_share_of_equal_first_classes():
         prediction_agreement(scores[:2], original)
     with pytest.raises(ValueError, match='at least one image'):
         prediction_agreement(scores[:0], original[:0])
+
+
+def test_a_model_that_was_not_fine_tuned_from_is_refused():
+    finetuned = {'a': torch.ones(2), 'b': torch.ones(3), 'head': torch.ones(4)}
+    state, origins = upstream_state(finetuned, {'a': torch.zeros(2), 'b': torch.zeros(3), 'head': torch.zeros(9)}, {})
+    assert origins == {'a': 'fine-tuned', 'b': 'fine-tuned', 'head': 'pre-trained'}
+    other = {'a': torch.zeros(2), 'b': torch.zeros(9), 'c': torch.zeros(1)}
+    with pytest.raises(ValueError, match='only 1 of the 3 tensors .* was fine-tuned from another'):
+        upstream_state(finetuned, other, {})

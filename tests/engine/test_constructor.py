@@ -260,6 +260,12 @@ def test_wrong_settings_name_key_value_and_remedy(rollback, message):
         ),
         (dict(optimizer=dict(type='NoSuch', lr=1.0)), "optimizer.type='NoSuch'"),
         (dict(optimizer=dict(type='Linear')), r"optimizer\.type='Linear'"),
+        (dict(optimizer=dict(type='AdamOLORW', lr=1.0)), r"optimizer\.type='AdamOLORW': .*did you mean 'AdamOLOR'"),
+        (dict(optimizer=dict(type='LBFGSOLOR', lr=1.0)), 'LBFGS cannot be used with rollback'),
+        (
+            dict(optimizer=dict(type='AdamWOLOR', lr=1.0), paramwise=dict(norm_decay_mult=0.0)),
+            r'optimizer\.weight_decay is not set, and paramwise_cfg\.norm_decay_mult is a multiple of it',
+        ),
         (dict(optimizer=dict(lr=1.0)), r'optimizer\.type=None'),
         (dict(optimizer=dict(type='AdamWOLOR', lr=0.1, momentum=0.9)), r'momentum.*add _delete_=True'),
     ],

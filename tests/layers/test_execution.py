@@ -10,7 +10,7 @@ import timm
 import torch
 import transformers
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from olor_mm.analysis import execution_order, order_violations, repeated_blocks
@@ -105,9 +105,8 @@ def test_the_index_of_stock_backbones_follows_their_forward_pass(backbone):
     row = smallest_of_each_class()[backbone]
     root = Path(importlib.import_module(row['library']).__file__).parent / '.mim' / 'configs'
     cfg = Config.fromfile(root / row['config'])
-    init_default_scope(cfg.get('default_scope') or row['library'])
     forget_weights(cfg.model)
-    with uninitialised():
+    with uninitialised(), DefaultScope.overwrite_default_scope(cfg.get('default_scope') or row['library']):
         model = MODELS.build(cfg.model)
     index = layer_index(model)
     for prefix, part in backbones(model):
@@ -145,9 +144,9 @@ def test_models_of_timm_have_a_layer_for_each_block(name):
 
 @pytest.mark.parametrize('features_only', [False, True])
 def test_a_wrapper_of_timm_counts_as_the_model_within(features_only):
-    init_default_scope('mmpretrain')
     cfg = dict(type='mmpretrain.TIMMBackbone', model_name='regnety_002', features_only=features_only)
-    index = layer_index(MODELS.build(cfg))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        index = layer_index(MODELS.build(cfg))
     assert len(set(index.values())) >= 14
 
 

@@ -199,7 +199,8 @@ def test_what_is_not_in_the_file_is_kept_in_memory_and_told(tmp_path):
     [
         (dict(anchor_dtype='int8'), r"anchor_dtype='int8' is no floating dtype.*'bfloat16'"),
         (dict(anchor_dtype='brain'), "anchor_dtype='brain' is no floating dtype"),
-        (dict(anchor_device='gpu'), r"anchor_device='gpu' is no device of torch; take 'cpu'"),
+        (dict(anchor_device='gpu'), r"anchor_device='gpu' is no device of torch here; take 'cpu'"),
+        (dict(anchor_device='cuda:99'), r"anchor_device='cuda:99' is no device of torch here"),
         (dict(anchor_file='nowhere.pth'), "anchor_file='nowhere.pth' is not a file here"),
         (dict(anchor_file=3), 'anchor_file=3 is no path'),
     ],

@@ -197,6 +197,23 @@ def test_resuming_with_other_groups_names_the_settings_they_follow_from():
         )
 
 
+def test_the_state_of_another_optimizer_is_refused_by_what_it_lacks():
+    params = parameters()
+    optimizer = AdamWOLOR(params, rollback=0.1)
+    take_steps(optimizer, params, [0])
+    with pytest.raises(ValueError, match=r'not of SGDOLOR: .* no dampening, momentum, nesterov\. Resume with the type'):
+        SGDOLOR(params, lr=0.1, momentum=0.9, rollback=0.1).load_state_dict(optimizer.state_dict())
+
+
+def test_a_rate_above_the_one_that_the_level_is_meant_for_is_told_once():
+    params = parameters()
+    optimizer = SGDOLOR(params, lr=0.1, rollback=0.01)
+    optimizer.param_groups[0]['lr'] = 0.5
+    with pytest.warns(UserWarning, match=r'lr=0\.5 is above the 0\.1 that rollback=0\.01 is meant for') as told:
+        take_steps(optimizer, params, range(3))
+    assert len(told) == 1
+
+
 def test_a_changed_coupling_is_told():
     params = parameters()
     optimizer = AdamWOLOR(params, rollback=0.1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import CLASSIFICATION, ROOT, load, run, train
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from launch import config_file
@@ -119,9 +119,9 @@ STOCK = {
 @pytest.mark.parametrize('config', STOCK, ids=lambda config: config.split('::')[0])
 def test_a_stock_config_gains_rollback_by_the_options_of_the_readme(data, tmp_path, config):
     cfg = Config.fromfile(config_file(config))
-    init_default_scope(cfg.default_scope)
     weights = tmp_path / 'weights.pth'
-    backbone = MODELS.build({**cfg.model.backbone, 'init_cfg': None})
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        backbone = MODELS.build({**cfg.model.backbone, 'init_cfg': None})
     torch.save(backbone.state_dict(), weights)
     options = (
         *README_OPTIONS.replace('\\', ' ').split(),
