@@ -51,6 +51,12 @@ def optimizer_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
     return [names[p] for group in optimizer.param_groups for p in group['params']]
 
 
+@pytest.fixture(autouse=True)
+def stock_torch_load(monkeypatch):
+    """Take back what the tools do to it when a test calls them in this process."""
+    monkeypatch.setattr(torch, 'load', torch.load)
+
+
 @pytest.fixture(scope='session')
 def data() -> Path:
     """The embedded data and weights, made once."""

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner, load_state_dict
 from torch import Tensor, nn
 
@@ -106,8 +106,8 @@ def examine(cfg: Config, images: int | None = None) -> RollbackReport:
         if not isinstance(cfg[key], dict):
             raise ValueError(f'{key}={cfg[key]!r} is not a dict')
     report = RollbackReport()
-    with quiet(), tempfile.TemporaryDirectory() as work_dir:
-        init_default_scope(cfg.get('default_scope') or 'mmengine')
+    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
+    with quiet(), scope, tempfile.TemporaryDirectory() as work_dir:
         wrapper = _with_rollback(cfg.optim_wrapper.to_dict(), report)
         loader = _train_loader(cfg, images, report)
         with _named('this config cannot be built'):

@@ -223,7 +223,8 @@ def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: It
             'weights (load_from, without resume), or go on without rollback, with the optimizer and constructor of '
             'that run.'
         )
-    lacking = {key for group in state_dict['param_groups'] for key in defaults if key not in group and key not in NEWER}
+    expected = [key for key in defaults if key not in NEWER and not key.startswith(('rollback', 'anchor'))]
+    lacking = {key for group in state_dict['param_groups'] for key in expected if key not in group}
     if anchored and lacking:
         raise ValueError(
             f'the optimizer state is not of {name}: its parameter groups have no {", ".join(sorted(lacking))}. Resume '

@@ -208,8 +208,8 @@ def test_stages_that_freeze_in_training_have_a_level_and_no_anchor():
     ids=str,
 )
 def test_warnings_say_what_looks_wrong(data, changes, message):
-    assert examine(classifier(), images=64).warnings == []
-    [warning] = examine(classifier(**changes), images=64).warnings
+    assert examine(classifier(), images=640).warnings == []
+    [warning] = examine(classifier(**changes), images=640).warnings
     assert re.search(message, warning), warning
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_that_hardly_fits_is_named(data, tmp_path):
     file = tmp_path / 'other.pth'
     state = torch.load(data / 'weights/mobilenet_v2_mmpretrain.pth', weights_only=True)['state_dict']
     torch.save(dict(state_dict=state), file)
-    report = examine(classifier(load_from=str(file)), images=64)
+    report = examine(classifier(load_from=str(file)), images=640)
     [warning] = report.warnings
     assert '2 parameters have another shape' in warning and 'head.fc.weight, head.fc.bias' in warning
     assert '(1000, 1280) there and (10, 1280) here' in warning
@@ -225,7 +225,7 @@ def test_a_checkpoint_that_hardly_fits_is_named(data, tmp_path):
 
     few = {name: value for name, value in state.items() if 'layer1' in name}
     torch.save(dict(state_dict=few), file)
-    report = examine(classifier(**{'load_from': str(file), 'model.backbone.init_cfg': None}), images=64)
+    report = examine(classifier(**{'load_from': str(file), 'model.backbone.init_cfg': None}), images=640)
     [warning] = report.warnings
     assert re.match('Only 0% of the backbone is pre-trained', warning)
     assert {row.name for row in report.parameters if any(row.w)} == {n for n in few if n.endswith(('weight', 'bias'))}

@@ -111,7 +111,7 @@ def test_stock_files_are_checked_by_the_sums_in_them(tmp_path):
     place = content.index(bytes(4000)) + 2000
     damaged = content[:place] + b'\1' + content[place + 1 :]
     (tmp_path / 'stock.pth').write_bytes(damaged)
-    assert torch.load(tmp_path / 'stock.pth', weights_only=True)['weight'].any()
+    assert loading.torch_load(tmp_path / 'stock.pth', weights_only=True)['weight'].any()
     with pytest.raises(CheckpointError, match=r'stock\.pth.*check sum is wrong in'):
         load(tmp_path / 'stock.pth')
 
@@ -127,7 +127,7 @@ def test_nothing_in_a_hostile_file_is_run(either_way, tmp_path, kind, zipped):
     with pytest.raises(CheckpointError, match=r'hostile\.pth.*was not opened.*--trust-checkpoints'):
         load(tmp_path / 'hostile.pth')
     assert not canary.exists()
-    torch.load(tmp_path / 'hostile.pth', weights_only=False)
+    loading.torch_load(tmp_path / 'hostile.pth', weights_only=False)
     assert canary.exists()  # it was in there
 
 
