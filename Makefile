@@ -15,7 +15,7 @@ SHELL := /bin/bash
 
 help:
 	@echo 'make demo      fine-tune Mask R-CNN with AdamW and with AdamW-OLOR, and compare (about 3 minutes after set-up)'
-	@echo 'make test      run the tests (about 9 minutes after set-up)'
+	@echo 'make test      run the tests (about 12 minutes after set-up)'
 	@echo 'make test-all  the tests and the slow proofs'
 	@echo 'make test-upstream  the tests with the upstream packages of OpenMMLab, in .venv-upstream'
 	@echo 'make data      write the weights and small data sets of the configs into data/'

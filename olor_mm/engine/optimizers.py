@@ -4,6 +4,7 @@ from mmengine.optim import ZeroRedundancyOptimizer
 from mmengine.registry import OPTIMIZERS
 
 from ..optim import Rollback, with_rollback
+from ..optim.optimizers import registered
 from ..optim.state import check_loadable, sealed, settle_options
 from .settings import as_dict, nearest
 
@@ -32,7 +33,7 @@ def rollback_class(base: str | type, where: str) -> type:
                 if found is None and base.endswith('OLOR'):
                     found = registry.get(base.removesuffix('OLOR'))
                 if found is None:
-                    near = nearest(base.rpartition('.')[2], registry.module_dict)
+                    near = nearest(base.rpartition('.')[2], [*registered(), *registry.module_dict])
                     raise ValueError(
                         f'there is no such optimizer; did you mean {near[0]!r}?' if near else 'there is none'
                     )

@@ -37,9 +37,11 @@ def test_backbone_gives_the_same_features(torchvision_model, images, data, libra
 
 def test_classifier_gives_the_same_scores(torchvision_model, images, data):
     from mmengine.hub import get_config
+    from mmengine.registry import DefaultScope
     from mmpretrain.registry import MODELS
 
-    model = MODELS.build(get_config('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py').model)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(get_config('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py').model)
     model.eval()
     model.load_state_dict(load(data / 'weights/mobilenet_v2_mmpretrain.pth')['state_dict'], strict=True)
     with torch.no_grad():
