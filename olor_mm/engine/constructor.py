@@ -116,12 +116,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
             known_keys = ('lr_mult', 'decay_mult', 'rollback', *list(known)[1:])
             others = [key for key in options if key in MISTAKES or not nearest(key, known_keys)]
             check_keys(options, (*known_keys, *others), where)
-            for key in set(others):  # such as 'lars_exclude' of LARS and 'fix_lr' of SimSiamHook
-                print_log(
-                    f'OLOR: {where}.{key}={options[key]!r} is no argument of {self.stepper.__name__}; it is put into '
-                    'the parameter group, for what may read it there',
-                    logger='current',
-                    level=logging.WARNING,
+            for key in others:  # such as 'lars_exclude' of LARS and 'fix_lr' of SimSiamHook
+                _log_warning(
+                    f'{where}.{key}={options[key]!r} is no argument of {self.stepper.__name__}; it is put into '
+                    'the parameter group, for what may read it there'
                 )
             check_rollback(options.get('rollback', 0.0), self.settings.coupling, self.settings.rule, 0.0, where)
 

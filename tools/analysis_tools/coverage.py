@@ -68,17 +68,17 @@ def stock_configs(library: str) -> list[Path]:
     return sorted(path for path in root.rglob('*.py') if '_base_' not in path.parts and path.stem != '__init__')
 
 
-def read(path: str) -> tuple[str, str, str, str]:
-    """Path; the key of its model and optimizer, or ''; these two as JSON, or ''; why it cannot be read, or ''."""
+def read(path: str) -> tuple[str, str, str]:
+    """Path; the key of its model and optimizer, or ''; why it cannot be read, or ''."""
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
-        return path, '', '', f'the config cannot be read: {shortened(error)}'
+        return path, '', f'the config cannot be read: {shortened(error)}'
     if cfg.get('model') is None:
-        return path, '', '', 'a fragment without a model'
+        return path, '', 'a fragment without a model'
     found = dict(model=cfg.to_dict()['model'], optim_wrapper=cfg.to_dict().get('optim_wrapper'))
     text = json.dumps(without(found), sort_keys=True, default=str)
-    return path, hashlib.sha256(text.encode()).hexdigest()[:16], text, ''
+    return path, hashlib.sha256(text.encode()).hexdigest()[:16], ''
 
 
 def without(cfg, keys=IGNORED):
@@ -409,7 +409,7 @@ def main() -> None:
     with processes.Pool(args.processes, prepare) as pool:
         found = list(track(pool.imap_unordered(read, paths, 16), 'Reading configs', total=len(paths)))
     counts, first, unread = Counter(), {}, Counter()
-    for path, key, _, problem in sorted(found):
+    for path, key, problem in sorted(found):
         if problem:
             unread[problem.replace(path, path.split('/configs/')[-1])] += 1
         else:
