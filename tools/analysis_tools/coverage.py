@@ -189,11 +189,11 @@ def check_own_optimizer(model: nn.Module, wrapper: dict | None) -> None:
     Raises:
         RuntimeError: If it does not.
     """
-    if not wrapper or wrapper.get('constructor') or name_of(wrapper.get('type', 'OptimWrapper')) == 'AmpOptimWrapper':
-        wrapper = dict(wrapper or {}, type='OptimWrapper')
-    wrapper = {key: value for key, value in wrapper.items() if key not in ('loss_scale', 'dtype')}
+    wrapper = {key: value for key, value in (wrapper or {}).items() if key not in ('loss_scale', 'dtype')}
     if wrapper.pop('constructor', None) or 'optimizer' not in wrapper:
         return  # layer-wise decay, which rollback takes the place of
+    if name_of(wrapper.get('type', 'OptimWrapper')) == 'AmpOptimWrapper':
+        wrapper['type'] = 'OptimWrapper'
     try:
         build_optim_wrapper(model, copy.deepcopy(wrapper))
     except Exception:
