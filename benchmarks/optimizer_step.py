@@ -2,7 +2,7 @@
 
 python benchmarks/optimizer_step.py                          # all models: 5 minutes, about 17 GiB
 python benchmarks/optimizer_step.py --models swin-t --repeats 5
-python benchmarks/optimizer_step.py --out docs/benchmarks    # writes table, plot and CSV
+python benchmarks/optimizer_step.py --out docs/en/benchmarks    # writes table, plot and CSV
 """
 
 import copy
@@ -150,7 +150,7 @@ def resident(model_name: str, weights: str, row: str) -> tuple[int, int, int]:
         warm.step()
     kernels = process.memory_info().rss - before
     model = with_gradients(stock_model(MODELS[model_name]))
-    model.load_state_dict(torch.load(weights))
+    model.load_state_dict(torch.load(weights, weights_only=True))
     before = process.memory_info().rss
     optimizer = adamw_rows(weights)[row](model)
     for _ in range(3):

@@ -2,7 +2,7 @@
 
 python benchmarks/train_iteration.py                         # 5 minutes
 python benchmarks/train_iteration.py --models swin-t --repeats 5
-python benchmarks/train_iteration.py --out docs/benchmarks   # writes table and CSV
+python benchmarks/train_iteration.py --out docs/en/benchmarks   # writes table and CSV
 """
 
 import copy

@@ -5,7 +5,6 @@ python demo/run_demo.py --epochs 24 --out work_dirs/long
 """
 
 import argparse
-import base64
 import contextlib
 import io
 import json
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import matplotlib
+import pandas as pd
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -28,28 +27,28 @@ from rich.table import Table
 
 import olor_mm  # noqa: F401
 from olor_mm.analysis import layer_drift, prediction_agreement, upstream_state
+from olor_mm.analysis.comparison import Measure
+from olor_mm.analysis.comparison_views import draw_curves
+from olor_mm.analysis.predictions import Gallery, draw_predictions
+from olor_mm.analysis.report import Report
+from olor_mm.analysis.runs import Run, log_rows, read_run
 from olor_mm.layers import layer_index
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from tools.model_converters.torchvision_mobilenet_v2 import layer_names  # noqa: E402
 
 RUNS = {'AdamW': 'configs/demo/mask-rcnn_nuclei_adamw.py', 'AdamW-OLOR': 'configs/demo/mask-rcnn_nuclei_olor.py'}
-COLOURS = {'AdamW': '#c44e52', 'AdamW-OLOR': '#4c72b0'}
+MASK_AP, BOX_AP = Measure('coco/segm_mAP'), Measure('coco/bbox_mAP')
 TEST_TILES = 4
 console = Console()
 
 
 @dataclass
-class Run:
+class Result:
     """One finished training and what was measured on it."""
 
-    model: torch.nn.Module
-    train: list[dict]
-    val: list[dict]
+    run: Run
     drift: dict[int, float]
     agreement: float
     agreement_old_statistics: float
@@ -86,7 +85,8 @@ def train(name: str, config: str, work_dir: Path, epochs: int | None) -> None:
         task = progress.add_task(f'training with {name:<10}', total=total)
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            progress.update(task, completed=max((row['step'] for row in read_scalars(work_dir)[0]), default=0))
+            rows = [row for file in work_dir.glob('*/vis_data/scalars.json') for row in log_rows(file)]
+            progress.update(task, completed=max((row['step'] for row in rows if 'loss' in row), default=0))
             time.sleep(0.5)
         if process.returncode:
             raise SystemExit(f'{" ".join(command)} failed:\n' + ''.join(log.read_text().splitlines(True)[-15:]))
@@ -98,23 +98,13 @@ def quiet() -> contextlib.redirect_stdout:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
-    """Rows that MMEngine logged in training, and those of validation."""
-    rows = []
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # a line that is being written
-                rows.append(json.loads(line))
-    return [row for row in rows if 'loss' in row], [row for row in rows if 'coco/segm_mAP' in row]
-
-
 class ImageNetClassifier:
     """The classifier the backbone was pre-trained as, to be asked again after fine-tuning."""
 
     def __init__(self, weights: Path, photos: Path):
         from mmpretrain.registry import MODELS
 
-        config = Config.fromfile(ROOT / 'configs/classification/mobilenet-v2_olor_1xb32-10e_digits-64px.py')
+        config = Config.fromfile(ROOT / 'configs/classification/olor/mobilenet-v2_olor_1xb32-10e_digits-64px.py')
         cfg = config.model
         cfg.head.update(num_classes=1000, topk=(1, 5))
         cfg.backbone.pop('init_cfg')
@@ -150,134 +140,88 @@ class ImageNetClassifier:
         return torch.cat([self.model(batch, mode='tensor') for batch in self.photos.split(16)])
 
 
-def evaluate(config: str, work_dir: Path, data: Path, classifier: ImageNetClassifier) -> Run:
+def evaluate(config: str, work_dir: Path, data: Path, classifier: ImageNetClassifier) -> Result:
     from mmdet.apis import init_detector
 
-    checkpoint = Path((work_dir / 'last_checkpoint').read_text())
-    model = init_detector(str(ROOT / config), str(checkpoint), device='cpu')
+    run = read_run(work_dir)
+    model = init_detector(str(ROOT / config), str(run.checkpoint), device='cpu')
     state = model.state_dict()
     pretrained = torch.load(data / 'weights/mobilenet_v2_mmdet.pth', weights_only=True)['state_dict']
     pretrained = {f'backbone.{name}': value for name, value in pretrained.items()}
-    return Run(
-        model,
-        *read_scalars(work_dir),
+    return Result(
+        run,
         layer_drift(state, pretrained, layer_index(model)),
         classifier.agreement(state, old_statistics=False),
         classifier.agreement(state, old_statistics=True),
     )
 
 
-def result_rows(runs: dict[str, Run]) -> list[tuple[str, list[str]]]:
-    def mean(values):
-        return sum(values) / len(values)
+def result_rows(results: dict[str, Result]) -> list[tuple[str, list[str]]]:
+    def row(label, form, value):
+        return label, [form.format(value(result)) for result in results.values()]
 
-    def depth(run, part):
-        layers = list(run.drift.values())
+    def depth(result, part):
+        layers = list(result.drift.values())
         third = len(layers) // 3
-        return mean(dict(shallow=layers[:third], middle=layers[third:-third], deep=layers[-third:])[part])
+        layers = dict(shallow=layers[:third], middle=layers[third:-third], deep=layers[-third:])[part]
+        return sum(layers) / len(layers)
 
     return [
-        ('mask AP on test tiles', [f'{run.val[-1]["coco/segm_mAP"]:.3f}' for run in runs.values()]),
-        ('box AP on test tiles', [f'{run.val[-1]["coco/bbox_mAP"]:.3f}' for run in runs.values()]),
+        row('mask AP on test tiles', '{:.3f}', lambda result: MASK_AP.of(result.run).iloc[-1]),
+        row('box AP on test tiles', '{:.3f}', lambda result: BOX_AP.of(result.run).iloc[-1]),
         *(
-            (f'drift of {part} layers', [f'{depth(run, part):.1%}' for run in runs.values()])
+            row(f'drift of {part} layers', '{:.1%}', lambda result, part=part: depth(result, part))
             for part in ('shallow', 'middle', 'deep')
         ),
-        ('agreement with the ImageNet classifier, as it is', [f'{run.agreement:.1%}' for run in runs.values()]),
-        (
-            '... with its BatchNorm statistics put back',
-            [f'{run.agreement_old_statistics:.1%}' for run in runs.values()],
-        ),
+        row('agreement with the ImageNet classifier, as it is', '{:.1%}', lambda result: result.agreement),
+        row('... with its BatchNorm statistics put back', '{:.1%}', lambda result: result.agreement_old_statistics),
     ]
 
 
-def show_tables(runs: dict[str, Run], photos: int) -> None:
-    table = Table(title='Mask R-CNN (ImageNet MobileNetV2) on nuclei, one seed')
-    table.add_column('')
-    for name in runs:
-        table.add_column(name, justify='right')
-    for label, values in result_rows(runs):
-        table.add_row(label, *values)
-    console.print(table)
-    layers = Table(title='drift from the pre-trained weights, per layer')
-    layers.add_column('layer')
-    for name in runs:
-        layers.add_column(name, justify='right')
-    for layer in next(iter(runs.values())).drift:
-        layers.add_row(str(layer), *(f'{run.drift[layer]:.1%}' for run in runs.values()))
-    console.print(layers)
+def layer_rows(results: dict[str, Result]) -> list[tuple[str, list[str]]]:
+    layers = next(iter(results.values())).drift
+    return [(str(layer), [f'{result.drift[layer]:.1%}' for result in results.values()]) for layer in layers]
+
+
+def show_tables(results: dict[str, Result], photos: int) -> None:
+    tables = {
+        'Mask R-CNN (ImageNet MobileNetV2) on nuclei, one seed': ('', result_rows(results)),
+        'drift from the pre-trained weights, per layer': ('layer', layer_rows(results)),
+    }
+    for title, (first, rows) in tables.items():
+        table = Table(first, title=title)
+        for name in results:
+            table.add_column(name, justify='right')
+        for label, values in rows:
+            table.add_row(label, *values)
+        console.print(table)
     console.print(
         f'AP: COCO, 33 nuclei on {TEST_TILES} test tiles. Agreement: top-1, on {photos} crops of real photos. '
         'Drift: ||theta - theta_0|| / ||theta_0||.'
     )
 
 
-def draw_report(runs: dict[str, Run], data: Path, out: Path, note: str) -> None:
-    figures = []
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
-    for name, run in runs.items():
-        axes[0].plot(
-            [row['step'] for row in run.train], [row['loss'] for row in run.train], color=COLOURS[name], label=name
-        )
-        axes[1].plot(
-            [row['step'] for row in run.val], [row['coco/segm_mAP'] for row in run.val], 'o-', color=COLOURS[name]
-        )
-        axes[2].plot(list(run.drift), [100 * value for value in run.drift.values()], 'o-', color=COLOURS[name])
-    for axis, title, x, y in zip(
-        axes,
-        ('Training loss', 'Mask AP on test tiles', 'Drift from the pre-trained weights'),
-        ('iteration', 'epoch', 'layer (0 is nearest the input)'),
-        ('', '', '% of their norm'),
-    ):
-        axis.set(title=title, xlabel=x, ylabel=y)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    axes[2].xaxis.get_major_locator().set_params(integer=True)
-    figures.append(('Training and drift', figure))
-    figures.append(('Predictions on test tiles (score above 0.5)', draw_predictions(runs, data)))
-    rows = ''.join(
-        f'<tr><td>{label}</td>' + ''.join(f'<td>{value}</td>' for value in values) + '</tr>'
-        for label, values in result_rows(runs)
-    )
-    images = ''
-    for title, figure in figures:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format='png', dpi=110, bbox_inches='tight')
-        plt.close(figure)
-        images += f'<h2>{title}</h2><img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-    header = ''.join(f'<th>{name}</th>' for name in runs)
-    out.write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>olor_mm demo</title><style>body{{font:16px '
-        'sans-serif;max-width:75em;margin:2em auto;padding:0 1em}img{max-width:100%}td,th{padding:.3em 1em;'
-        'border-bottom:1px solid #ccc;text-align:right}td:first-child{text-align:left}</style><h1>Mask R-CNN on '
-        f'nuclei: AdamW and AdamW-OLOR</h1><p>{note}</p><table><tr><th></th>{header}</tr>{rows}</table>{images}'
-        '</html>'
-    )
+def make_report(results: dict[str, Result], note: str) -> Report:
+    def add_table(name, rows):
+        labels, values = zip(*rows)
+        report.table(pd.DataFrame(values, columns=list(results), index=pd.Index(labels, name=name)))
 
-
-def draw_predictions(runs: dict[str, Run], data: Path) -> plt.Figure:
-    from mmdet.apis import inference_detector
-    from pycocotools.coco import COCO
-
-    coco = COCO(data / 'nuclei/test.json')
-    tiles = coco.loadImgs(coco.getImgIds())[:TEST_TILES]
-    figure, axes = plt.subplots(
-        len(runs) + 1, len(tiles), figsize=(3.2 * len(tiles), 2.6 * (len(runs) + 1)), squeeze=False
-    )
-    for column, tile in enumerate(tiles):
-        file = str(data / 'nuclei' / tile['file_name'])
-        masks = {'annotated': [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds(tile['id']))]}
-        for name, run in runs.items():
-            found = inference_detector(run.model, file).pred_instances
-            masks[name] = list(found.masks[found.scores > 0.5].cpu().numpy())
-        for row, (name, instances) in enumerate(masks.items()):
-            axis = axes[row][column]
-            axis.imshow(cv2.imread(file, cv2.IMREAD_GRAYSCALE), cmap='gray')
-            for mask in instances:
-                axis.contour(mask, levels=[0.5], colors=COLOURS.get(name, '#55a868'), linewidths=1.2)
-            axis.set(title=f'{name}: {len(instances)} nuclei', xticks=[], yticks=[])
-    figure.tight_layout()
-    return figure
+    report = Report('Mask R-CNN on nuclei: AdamW and AdamW-OLOR')
+    report.text(note)
+    add_table('', result_rows(results))
+    report.heading('Training')
+    curves = draw_curves({name: [result.run] for name, result in results.items()}, [Measure('loss'), MASK_AP, BOX_AP])
+    report.figure('curves', curves, 'Loss, mask AP and box AP during training. The last values are in the table.')
+    report.heading('Predictions on test tiles')
+    report.text('Objects with a score above 0.5.')
+    gallery = Gallery(next(iter(results.values())).run.cfg, TEST_TILES, score_thr=0.5)
+    drawings = {name: gallery.predicted(result.run.cfg, result.run.checkpoint) for name, result in results.items()}
+    counts = '; '.join(f'{name}: {", ".join(text for _, text in drawn)}' for name, drawn in drawings.items())
+    figure = draw_predictions(gallery, {'annotated': gallery.annotated(), **drawings})
+    report.figure('predictions', figure, f'Nuclei as annotated and as found. {counts}')
+    report.heading('Drift from the pre-trained weights')
+    add_table('layer (0 is nearest the input)', layer_rows(results))
+    return report
 
 
 def main() -> None:
@@ -300,15 +244,15 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level='ERROR')
     with quiet():
         classifier = ImageNetClassifier(data / 'weights', data / 'photos')
-        runs = {name: evaluate(config, out / Path(config).stem, data, classifier) for name, config in RUNS.items()}
-    show_tables(runs, len(classifier.photos))
+        results = {name: evaluate(config, out / Path(config).stem, data, classifier) for name, config in RUNS.items()}
+    show_tables(results, len(classifier.photos))
     console.rule('4/4 report')
     caution = (
         f'One seed, {TEST_TILES} test tiles: this shows the tools at work, it is no evidence for either optimizer.'
     )
     note = f'{caution} Agreement is measured on {len(classifier.photos)} crops of real photos.'
     with quiet():
-        draw_report(runs, data, out / 'report.html', note)
+        make_report(results, note).write(out)
     console.print(
         f'[bold]{out / "report.html"}[/bold] has curves, drift per layer and predictions. '
         f'Took {time.monotonic() - start:.0f} s.'

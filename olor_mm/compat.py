@@ -1,34 +1,22 @@
 """Where the distributions of OpenMMLab differ, and what MMEngine takes for granted that is not so everywhere."""
 
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
-from mmengine.config import utils as config_utils
 from mmengine.device import get_device
-from mmengine.utils import is_installed
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from .optim.state import SEAL, check_seal, sealed
 
 
-def resolve_config_scopes() -> None:
-    """Make ``_base_ = 'mmseg::...'`` work whatever the distribution is called that mmseg comes from.
-
-    MMEngine looks scopes up by the name of the upstream distribution ('mmsegmentation'), which the OneDL one does not
-    have; the name of the module finds both.
-    """
-    for scope, distribution in config_utils.MODULE2PACKAGE.items():
-        if not is_installed(distribution) and find_spec(scope) is not None:
-            config_utils.MODULE2PACKAGE[scope] = scope
-
-
 def use_cpu_processes(cfg: Config) -> None:
-    """Let ``launcher='pytorch'`` work on a machine without an accelerator, over gloo.
+    """Let ``launcher='pytorch'`` and ``'slurm'`` work on machines without an accelerator, over gloo.
 
     MMEngine takes for granted that each process has a GPU: it selects one before it opens the process group, and
     hands its number to DistributedDataParallel. Nothing is changed where there is an accelerator.
@@ -36,9 +24,11 @@ def use_cpu_processes(cfg: Config) -> None:
     Args:
         cfg (Config): Config of a run; its ``model_wrapper_cfg`` is changed in place.
     """
-    if cfg.launcher != 'pytorch' or get_device() != 'cpu':
+    if cfg.launcher not in ('pytorch', 'slurm') or get_device() != 'cpu':
         return
     if not torch.distributed.is_initialized():
+        if cfg.launcher == 'slurm':
+            _set_slurm_environment((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
         torch.distributed.init_process_group('gloo')
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
@@ -46,6 +36,37 @@ def use_cpu_processes(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def _set_slurm_environment(dist_cfg: dict) -> None:
+    for name, slurm in dict(RANK='PROCID', WORLD_SIZE='NTASKS', LOCAL_RANK='LOCALID').items():
+        os.environ[name] = os.environ[f'SLURM_{slurm}']
+    if 'MASTER_ADDR' not in os.environ:
+        hosts = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+        os.environ['MASTER_ADDR'] = subprocess.run(hosts, check=True, capture_output=True, text=True).stdout.split()[0]
+    os.environ.setdefault('MASTER_PORT', str(dist_cfg.get('port', 29500)))
+
+
+def use_cpu_batchnorm(cfg: Config) -> None:
+    """Take BatchNorm for SyncBatchNorm, which torch has for accelerators alone, on a machine without one.
+
+    Weights and their names are the same. ``SyncBuffersHook`` of MMEngine averages statistics over processes.
+
+    Args:
+        cfg (Config): Config of a run; its ``model`` is changed in place.
+    """
+
+    def change(node) -> None:
+        if isinstance(node, dict):
+            if node.get('type') == 'SyncBN':
+                node['type'] = 'BN'
+            node = [*node.values()]
+        if isinstance(node, (list, tuple)):
+            for part in node:
+                change(part)
+
+    if get_device() == 'cpu':
+        change(cfg.get('model'))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

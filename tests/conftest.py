@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
-CLASSIFICATION = 'configs/classification/mobilenet-v2_olor_1xb32-10e_digits-64px.py'
+from jobs import CLASSIFICATION, ROOT  # noqa: F401
 
 
 def run(*command, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
@@ -53,8 +51,10 @@ def optimizer_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
 
 @pytest.fixture(autouse=True)
 def stock_torch_load(monkeypatch):
-    """Take back what the tools do to it when a test calls them in this process."""
+    """Take back what the tools do when a test calls them in this process: to this function, and to the environment."""
     monkeypatch.setattr(torch, 'load', torch.load)
+    yield
+    os.environ.pop('LOCAL_RANK', None)
 
 
 @pytest.fixture(scope='session')

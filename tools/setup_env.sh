@@ -10,7 +10,7 @@ stack=${1:-onedl}
 if [ "$stack" = upstream ]; then venv=.venv-upstream; candidates=(python3.11 python3.10); else venv=.venv; candidates=(python3.11 python3.12 python3.10 python3); fi
 needs=requirements/$stack
 stamp=$venv/.ready
-wanted=$(cat "$needs"/*.txt requirements/tests.txt setup.py tools/setup_env.sh | sha256sum | cut -d' ' -f1)
+wanted=$(cat "$needs"/*.txt requirements/tests.txt requirements/docs.txt setup.py tools/setup_env.sh | sha256sum | cut -d' ' -f1)
 
 say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 fail() { printf '[setup] cannot go on: %s\n' "$*" >&2; exit 1; }
@@ -45,9 +45,21 @@ if ! "$venv/bin/python" -m pip --quiet download --no-deps --only-binary=:all: --
     "$venv/bin/python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
         fail "the header Python.h of $python is missing, and $mmcv must be compiled. Debian: apt-get install python3-dev"
 fi
-pip install -r "$needs/build.txt"
-say "torch and torchvision"
-pip install -r "$needs/torch.txt"
+# the packages that the file names, with the hashes of all their files; Linux alone has such a file
+lock=""
+if [ "$(uname -s)" = Linux ] && [ -f "$needs/lock.txt" ]; then lock=$needs/lock.txt; fi
+if [ -n "$lock" ]; then
+    say "all packages but mmcv, held against the hashes in $lock"
+    # first those that other packages are built with
+    awk -v names=" $(grep -o '^[a-z]*' "$needs/build.txt" | tr '\n' ' ')" \
+        '/^[a-z]/ { split($1, at, "=="); wanted = index(names, " " at[1] " ") } wanted' "$lock" >"$venv/build.txt"
+    pip install --require-hashes --no-deps -r "$venv/build.txt"
+    pip install --require-hashes --no-deps --no-build-isolation -r "$lock"
+else
+    pip install -r "$needs/build.txt"
+    say "torch and torchvision"
+    pip install -r "$needs/torch.txt"
+fi
 if [ -d "$venv/mmcv" ]; then
     say "$mmcv: there is a wheel"
     pip install --no-deps "$venv"/mmcv/*.whl
@@ -56,8 +68,10 @@ else
     say "$mmcv: compiling its C++ operators, about 20 minutes on two cores"
     MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps "$mmcv"
 fi
-say "mmengine, mmdet, mmseg, mmpretrain and what the tests use"
-pip install --no-build-isolation -r "$needs/build.txt" -r "$needs/torch.txt" -r "$needs/openmmlab.txt" -r requirements/tests.txt
+if [ -z "$lock" ]; then
+    say "mmengine, mmdet, mmseg, mmpretrain and what the tests use"
+    pip install --no-build-isolation -r "$needs/build.txt" -r "$needs/torch.txt" -r "$needs/openmmlab.txt" -r requirements/tests.txt -r requirements/docs.txt
+fi
 pip install --no-build-isolation --no-deps --editable .
 XDG_CACHE_HOME=$PWD/.cache "$venv/bin/python" -c 'import mmcv.ops, mmdet, mmpretrain, mmseg, olor_mm' >"$venv/import.log" 2>&1 ||
     fail "the installed packages cannot be imported: $(tail -n 1 "$venv/import.log")"

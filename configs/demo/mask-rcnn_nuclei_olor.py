@@ -1,5 +1,5 @@
 # The demo: nuclei in a fluorescence image, with AdamW and layer-wise rollback.
-_base_ = '../instance_segmentation/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
+_base_ = '../instance_segmentation/olor/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)))
 

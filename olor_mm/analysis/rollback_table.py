@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 import os
 import tempfile
 import warnings
@@ -16,9 +15,10 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner, load_state_dict
 from torch import Tensor, nn
 
-from ..engine.constructor import STOCK_KEYS, OLOROptimWrapperConstructor
+from ..engine.constructor import OLOROptimWrapperConstructor
 from ..engine.optimizers import is_named
-from ..engine.settings import RollbackSettings
+from ..engine.settings import STOCK_KEYS, RollbackSettings
+from ..optim.penalty import half_life_of
 from ..pretrained import LoadRecord, statistics_states, summary
 
 NEW, CLAIMED = 'new', 'claimed'
@@ -58,7 +58,7 @@ class Parameter:
     @property
     def half_life(self) -> float | None:
         """Steps in which a deviation that nothing feeds is halved, at the highest rate; None without rollback."""
-        return math.log(2) / self.w[1] if self.w[1] else None
+        return half_life_of(self.w[1]) if self.w[1] else None
 
 
 @dataclass
@@ -69,7 +69,10 @@ class RollbackReport:
         parameters (list[Parameter]): In the order of the model.
         sources (dict[str, str]): Checkpoint to 'loaded' or why it is only declared.
         top_iteration, iterations (int): Where the rate is highest, from 0; and length of the run.
+        steps (float): Steps of the optimizer in the run.
         steps_per_epoch (float or None): Steps of the optimizer in an epoch; None if the data set is unknown.
+        max_level (float or None): The level of the layer nearest the input, also where the config has a half-life;
+            None for other rules, or if it is unknown.
         data (str): One line on the data set.
         norms (str): One line on the statistics of pre-trained norm layers.
         lines_to_add (str): What a config without rollback lacks; ''.
@@ -80,7 +83,9 @@ class RollbackReport:
     sources: dict[str, str] = field(default_factory=dict)
     top_iteration: int = 0
     iterations: int = 0
+    steps: float = 0.0
     steps_per_epoch: float | None = None
+    max_level: float | None = None
     data: str = ''
     norms: str = ''
     lines_to_add: str = ''
@@ -102,9 +107,9 @@ def examine(cfg: Config, images: int | None = None) -> RollbackReport:
     """
     for key in ('model', 'optim_wrapper', 'train_cfg', 'train_dataloader'):
         if not cfg.get(key):
-            raise ValueError(f'{key} is missing: it takes a config of a training run')
+            raise ValueError(f'{key} is missing: it takes a config of a training run; give one')
         if not isinstance(cfg[key], dict):
-            raise ValueError(f'{key}={cfg[key]!r} is not a dict')
+            raise ValueError(f'{key}={cfg[key]!r} is not a dict; give one')
     report = RollbackReport()
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
     with quiet(), scope, tempfile.TemporaryDirectory() as work_dir:
@@ -129,7 +134,13 @@ def examine(cfg: Config, images: int | None = None) -> RollbackReport:
         origins = _load_weights(runner, cfg.get('load_from'), report)
         runner.model.train()  # where some backbones freeze their stages, and norm layers their statistics
         points = _walk_schedule(runner, report)
-        settings = RollbackSettings.from_cfg((wrapper.get('paramwise_cfg') or {}).get('rollback'))
+        settings = RollbackSettings.from_cfg((wrapper.get('paramwise_cfg') or {}).get('rollback', {}))
+        loop, counts = runner.train_loop, optim_wrapper._accumulative_counts
+        report.steps = loop.max_iters / counts
+        if settings.half_life is not None:
+            with contextlib.suppress(ValueError):  # reported when the schedule was walked
+                settings = settings.resolved(settings.half_life_steps(loop.max_iters, loop.max_epochs, counts))
+        report.max_level = settings.max_level if settings.rule == 'olor' else None
         _fill(runner.model, optim_wrapper.optimizer, origins, points, settings, report)
         _warn(cfg, settings, report)
     return report
@@ -262,11 +273,14 @@ def _walk_schedule(runner: Runner, report: RollbackReport) -> list[list[dict]]:
     optimizer.param_groups = list(firsts.values())
     with _named('param_scheduler'):
         schedulers = runner.build_param_scheduler(runner.param_schedulers or [])
+    optimizer.param_groups = groups
     optim_wrapper.initialize_count_status(runner.model, 0, loop.max_iters)
+    runner.message_hub.update_info_dict(dict(max_iters=loop.max_iters, max_epochs=loop.max_epochs))
     try:
         optim_wrapper.optim_context(runner.model)  # has the constructor settle the initial rates, and complain
     except ValueError as error:
         report.warnings.append(f'Training would stop before its first step: {error}')
+    optimizer.param_groups = list(firsts.values())
 
     def options() -> dict:
         return {kind: {k: v for k, v in group.items() if k != 'params'} for kind, group in firsts.items()}
@@ -338,6 +352,11 @@ def _warn(cfg: Config, settings: RollbackSettings, report: RollbackReport) -> No
             f'Only {loaded:.0%} of the backbone is pre-trained, the rest starts at random and is not rolled back: do '
             'the checkpoint and the backbone belong together?'
         )
+    if settings.half_life and report.steps_per_epoch is None:
+        report.warnings.append(
+            f'half_life={settings.half_life!r}: the length of this run is not known, as there is no data set; levels '
+            f'are those of epochs of {UNKNOWN_EPOCH:,} iterations. Give --images.'
+        )
     claimed = [row.name for row in rows if row.source == CLAIMED]
     if claimed:
         report.warnings.append(
@@ -352,7 +371,7 @@ def _warn(cfg: Config, settings: RollbackSettings, report: RollbackReport) -> No
         highest = max(max(row.w) for row in risen)
         report.warnings.append(
             f'The learning rate rises above the one it starts from, and w with it: to {highest:.3g} where lambda is '
-            f'at most {max(row.level for row in risen):.3g}. The schedule (its eta_min) is made for a higher '
+            f'at most {max(row.level or 0 for row in risen):.3g}. The schedule (its eta_min) is made for a higher '
             "optimizer.lr; adapt it, or take coupling='constant'."
         )
     half_lives = [row.half_life for row in rows if row.half_life]

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..optim.penalty import half_life_of
 from .rollback_table import CLAIMED, NEW, Parameter, RollbackReport
 
 # of Okabe and Ito: told apart by colour-blind readers as well
@@ -186,8 +187,15 @@ def _print_summary(report: RollbackReport, console: Console) -> None:
         f'Anchors: {sum(row.anchor_bytes for row in rows) / 2**20:.1f} MiB of memory',
         f'Norm layers that were pre-trained: {report.norms}',
         f'One process; {report.data}',
-        'Half-life: ln 2 / w at top, in which a deviation that no gradient feeds is halved',
+        'Half-life: -ln 2 / ln(1 - w) at top, in which a deviation that no gradient feeds is halved',
     ]
+    if report.max_level:
+        steps = half_life_of(report.max_level)
+        epochs = ''.join(f'{_epochs(half)} epochs, ' for half in _in_epochs([steps], report))
+        lines.append(
+            f'max_level {report.max_level:.4g} is a half-life of {_steps(steps)} steps, {epochs}'
+            f'{100 * steps / report.steps:.3g} % of the run, at the learning rate that it starts from'
+        )
     if any(state != 'loaded' for state in report.sources.values()):
         lines.append(
             'Declared checkpoints are not here and were not looked at: they are taken to hold every weight of the '

@@ -58,7 +58,8 @@ def upstream_state(
     if 'fine-tuned' not in sources.values():
         raise ValueError(
             f'prefix={prefix!r}: the fine-tuned model, with names like {next(iter(finetuned), "")!r}, has none of the '
-            f'names that the pre-trained one would have there, like {prefix + next(iter(pretrained), "")!r}'
+            f'names that the pre-trained one would have there, like {prefix + next(iter(pretrained), "")!r}; give '
+            'another prefix'
         )
     shared = sum(source != 'pre-trained' for source in sources.values())
     if shared < len(sources) / 2:

@@ -37,7 +37,7 @@ def interpolate(
         state[name] = value
         if not _is_weight(value):
             continue
-        if start is None:
+        if not isinstance(start, Tensor):
             kept[name] = 'not in the pre-trained model'
         elif start.shape != value.shape:
             kept[name] = f'of shape {tuple(start.shape)} in the pre-trained model and {tuple(value.shape)} here'
@@ -45,8 +45,8 @@ def interpolate(
             state[name] = torch.lerp(start.double(), value.double(), alpha).to(value.dtype)
     if all(name in kept for name, value in state.items() if _is_weight(value)):
         raise ValueError(
-            f'prefix={prefix!r}: no tensor is in both models under one name and in one shape; names of the fine-tuned '
-            f'one are like {next(iter(finetuned), "")!r}, of the pre-trained one with the prefix like '
+            f'prefix={prefix!r}: no tensor is in both models under one name and in one shape; give another: names of '
+            f'the fine-tuned one are like {next(iter(finetuned), "")!r}, of the pre-trained one with the prefix like '
             f'{prefix + next(iter(pretrained), "")!r}'
         )
     return state, kept

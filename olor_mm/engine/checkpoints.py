@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import inspect
 import logging
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import get_world_size, is_main_process
@@ -20,11 +22,15 @@ from torch import distributed
 from torch.utils.data._utils import signal_handling
 
 from ..compat import unwrapped
+from ..names import nearest
 from ..optim.state import check_loadable
 from .loading import CheckpointError, load, marked
+from .options import check_by_trial, check_types
+from .settings import check_keys
 
 BACKEND = 'olor_mm.durable'
 INTERRUPTED = 'interrupted.pth'
+COLLAPSED = 1e-4  # of a loss scale: gradients would have to be above 1e8 to overflow half precision with it
 
 
 def write_durably(path: str | os.PathLike, *parts: bytes | memoryview) -> None:
@@ -87,19 +93,24 @@ class SafeCheckpointHook(CheckpointHook):
       resumed run goes on within the epoch: the data of its finished iterations are loaded and left out.
     - Resuming looks at the checkpoint first: whether it is whole, of this model, and with the anchors it was saved
       with. Without a path to resume from, the newest good checkpoint is taken, and the log names those that are not.
+    - A model that is broken for good is not saved over a good one: the run ends at the checkpoint that would be of
+      weights that are not finite, or of a dynamic loss scale that has fallen below 1e-4.
+    - A warning says that the checkpoint is of a run with epochs of another length, as on another number of GPUs.
 
     Files on other storage than local are written and resumed as by MMEngine. ``FlexibleRunner`` resumes before it asks
     any hook and writes by itself, so that there the order of removal and SIGTERM are all that is different.
 
     Raises:
-        CheckpointError: If a checkpoint cannot be written; when resuming, if the one that is named is not good, or none
-            is.
+        ValueError: If an option is unknown, or nothing that the hook could do.
+        CheckpointError: If a checkpoint cannot be written, or is not worth it; when resuming, if the one that is named
+            is not good, or none is.
 
     Example:
         >>> default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=2))
     """
 
     def __init__(self, *args, **kwargs):
+        _check_options(kwargs)
         super().__init__(*args, **kwargs)
         self._terminated = False
         self._group = None
@@ -158,13 +169,24 @@ class SafeCheckpointHook(CheckpointHook):
         return files
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        self._done_in_epoch = checkpoint.get('meta', {}).get('done_in_epoch', 0) if runner._resume else 0
+        meta = checkpoint.get('meta', {}) if runner._resume else {}
+        done, there, here = meta.get('done_in_epoch', 0), meta.get('epoch_length'), _epoch_length(runner)
+        if there and here and there != here:
+            done = done * here // there
+            message = (
+                f'The checkpoint is of a run with {there} iterations an epoch, in {meta["world_size"]} process(es), '
+                f'and here are {here}, in {get_world_size()}: a step sees another number of images. lr and the '
+                'schedules go on as they were saved, in iterations; set train_dataloader.batch_size so that the total '
+                'is as before'
+            )
+            print_log(message, logger='current', level=logging.WARNING)
+        self._done_in_epoch = done
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
         if type(self.file_backend) is LocalBackend and self.file_client_args is None:
             self.backend_args = dict(backend=BACKEND)
-            self.file_backend = get_file_backend(backend_args=self.backend_args)
+            self.file_backend: Any = get_file_backend(backend_args=self.backend_args)
             if is_main_process():
                 for left in Path(self.out_dir).glob('.*.part'):  # of a process that was killed
                     left.unlink()
@@ -236,6 +258,10 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save(self, runner, name: str, meta: dict, by_epoch: bool) -> None:
         last_good = Path(runner.work_dir, 'last_checkpoint')
+        fault = _fault(runner)
+        if fault is not None:
+            raise CheckpointError(f'{self.last_ckpt} was not saved: {fault}. {_last_good(last_good)}')
+        meta = dict(meta, world_size=get_world_size(), epoch_length=_epoch_length(runner))
         try:
             runner.save_checkpoint(
                 self.out_dir,
@@ -257,6 +283,12 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         try:
             super()._save_best_checkpoint(runner, metrics)
+        except KeyError as error:
+            near = nearest(error.args[0], metrics)
+            near = f'did you mean {near[0]!r}?' if near else f'take one of {", ".join(metrics)}'
+            raise ValueError(
+                f'SafeCheckpointHook.save_best={error.args[0]!r} is no metric of this run; {near}'
+            ) from error
         except OSError as error:
             raise self._not_saved('the best checkpoint', Path(runner.work_dir, 'last_checkpoint'), error) from error
         self._clean_up()
@@ -267,14 +299,79 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend.clean_up(self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best)
 
     def _not_saved(self, what: str, pointer: Path, error: OSError) -> CheckpointError:
-        last = pointer.read_text().strip() if pointer.is_file() else ''
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return CheckpointError(
-            f'{what} could not be saved: {error}. Nothing of it was left behind. '
-            + (f'The last good checkpoint is {last}. ' if last else 'There is none before it. ')
+            f'{what} could not be saved: {error}. Nothing of it was left behind. {_last_good(pointer)} '
             + ('Make room' if full else 'See to it that the directory can be written')
-            + (', then go on with --resume' if last else ', then start again')
+            + (', then go on with --resume' if pointer.is_file() else ', then start again')
         )
+
+
+def _last_good(pointer: Path) -> str:
+    return f'The last good checkpoint is {pointer.read_text()}.' if pointer.is_file() else 'There is none before it.'
+
+
+def _epoch_length(runner) -> int | None:
+    loop = getattr(runner, '_train_loop', None)
+    return len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
+
+
+def _fault(runner) -> str | None:
+    """Why no training could go on from a checkpoint of this moment, and what to do."""
+    remedy = 'go on with --resume and optim_wrapper.clip_grad=dict(max_norm=1.0), or start anew with a lower lr'
+    weights = dict(runner.model.named_parameters())
+    wrong = [name for name, weight in weights.items() if not _local(weight).isfinite().all()]
+    # -inf is as good as any number in a mask
+    wrong += [name for name, buffer in runner.model.named_buffers() if _local(buffer).isnan().any()]
+    if wrong:
+        return (
+            f'{len(wrong)} tensors of the model are no longer finite, like {wrong[0]!r}, and stay so. Look in the log '
+            f'for where loss became nan or inf; {remedy}'
+        )
+    scaler: Any = getattr(runner.optim_wrapper, 'loss_scaler', None)
+    is_dynamic = scaler is not None and scaler.is_enabled() and runner.optim_wrapper._scale_update_param is None
+    if is_dynamic and scaler.get_scale() < COLLAPSED:
+        return (
+            f'the loss scale has fallen to {scaler.get_scale():.3g}, since gradients are inf or nan in every step, and '
+            f'such steps are left out: nothing is learned. {remedy[0].upper()}{remedy[1:]}, or without --amp'
+        )
+    return None
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+
+
+def _check_options(options: dict) -> None:
+    """Refuse what MMEngine's hook takes, and stumbles over at the first checkpoint, or does nothing with."""
+    where = SafeCheckpointHook.__name__
+    known = inspect.signature(CheckpointHook).parameters
+    known = {name: p for name, p in known.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    check_keys(options, known, where)
+    check_types(options, known, where)
+    for key, what in dict(interval='never saves', max_keep_ckpts='keeps all').items():
+        if options.get(key, 1) < 1 and options[key] != -1:
+            raise ValueError(f'{where}.{key}={options[key]!r} is no number of 1 or more; give one, or -1, which {what}')
+    template = options.get('filename_tmpl')
+    if template is not None and not (isinstance(template, str) and template.count('{}') == 1):
+        raise ValueError(
+            f'{where}.filename_tmpl={template!r} has no {{}} for the number of the checkpoint; give one, e.g. '
+            "'epoch_{}.pth'"
+        )
+    folder = options.get('out_dir')
+    if folder is not None and not (isinstance(folder, (str, Path)) and str(folder)):
+        raise ValueError(f"{where}.out_dir={folder!r} is no directory; give one, e.g. 'checkpoints'")
+
+    def trial(some: dict) -> None:
+        get_file_backend(some.get('out_dir') or '.', backend_args=CheckpointHook(**some).backend_args)
+
+    check_by_trial(trial, options, known, where)
+    for key in ('rule', 'greater_keys', 'less_keys'):
+        if options.get(key) is not None and options.get('save_best') is None:
+            message = (
+                f"{where}.{key}={options[key]!r} is not used: it is for save_best, and that is not set; e.g. 'auto'"
+            )
+            print_log(message, logger='current', level=logging.WARNING)
 
 
 def check_resumable(file: str, runner: Runner) -> None:
@@ -303,8 +400,8 @@ def check_resumable(file: str, runner: Runner) -> None:
                 f'it is of another model: {len(other)} of {len({**here, **there})} weights are of another shape or in '
                 f'one of both only, like {other[0]!r}'
             )
-        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        groups = getattr(optimizer, 'param_groups', ())
+        optimizer: Any = getattr(runner.optim_wrapper, 'optimizer', None)
+        groups = getattr(optimizer, 'param_groups', [])
         if any(group.get('rollback') for group in groups):
             if 'optimizer' not in checkpoint:
                 raise ValueError(
@@ -332,7 +429,7 @@ def _outlive_sigterm_in_workers() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    set_handlers_and_outlive.outlives_sigterm = True
+    set_handlers_and_outlive.outlives_sigterm = True  # type: ignore[attr-defined]
     signal_handling._set_worker_signal_handlers = set_handlers_and_outlive
 
 

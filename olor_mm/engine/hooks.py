@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from typing import Any
 
 from mmengine.dataset import worker_init_fn
 from mmengine.dist import get_rank
@@ -12,11 +13,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import unwrapped
 from ..layers.index import backbones
+from .settings import check_keys
 
 STRIDE = 1_000_003  # between seeds, so that those of neighbouring user seeds do not meet
 
 
-class ResumableRandomnessHook(Hook):
+class HookWithoutOptions(Hook):
+    """A hook whose config has nothing but its type.
+
+    Raises:
+        ValueError: If it has more.
+    """
+
+    def __init__(self, **options):
+        check_keys(options, (), type(self).__name__)
+
+
+class ResumableRandomnessHook(HookWithoutOptions):
     """Makes random numbers depend on seed and iteration alone, so that a resumed run repeats the one it resumes.
 
     MMEngine seeds once, when a run starts: after a resume, augmentation, sampling and dropout draw other numbers than
@@ -47,7 +60,8 @@ class ResumableRandomnessHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         loader = runner.train_loop.dataloader
-        if getattr(loader.worker_init_fn, 'func', None) is worker_init_fn:
+        stock: Any = getattr(loader.worker_init_fn, 'func', None)
+        if stock is worker_init_fn:
             loader.worker_init_fn = partial(
                 worker_init_fn, num_workers=loader.num_workers, rank=get_rank(), seed=self._seed(runner, runner.epoch)
             )
@@ -71,7 +85,7 @@ class ResumableRandomnessHook(Hook):
         return (runner.seed + STRIDE * moment) % (2**31)
 
 
-class ConsolidateOptimizerHook(Hook):
+class ConsolidateOptimizerHook(HookWithoutOptions):
     """Gathers the state that ``ZeroRedundancyOptimizer`` spreads over processes before a checkpoint is saved.
 
     MMEngine saves on the first process alone; gathering takes all of them.
@@ -92,7 +106,7 @@ class ConsolidateOptimizerHook(Hook):
         runner.save_checkpoint = gather_and_save
 
 
-class FreezeBackboneHook(Hook):
+class FreezeBackboneHook(HookWithoutOptions):
     """Linear probing for any model: its backbone is neither trained nor changed, and all else is trained.
 
     No parameter of the backbone is given a gradient, and its modules are in ``eval`` mode in every iteration: running

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import struct
+import threading
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ MARK = b'olor_mm sha256 '
 MARK_SIZE = len(MARK) + 64
 BLOCK = 1 << 22
 torch_load = torch.load
+LIST_IN_USE = threading.Lock()  # torch has one list for all threads
 
 
 class CheckpointError(ValueError):
@@ -136,14 +138,15 @@ def _encode(text: str, encoding: str) -> bytes:
 @contextmanager
 def _stand_ins_only() -> Iterator[None]:
     """Let the stand-ins through and nothing else: MMEngine's own list has the real ``getattr`` and ``numpy.dtype``."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()])
-    try:
-        yield
-    finally:
+    with LIST_IN_USE:
+        before = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        torch.serialization.add_safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()])
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def marked(content: bytes) -> tuple[memoryview, bytes]:
@@ -229,6 +232,41 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
                 raise CheckpointError(_refused(name, next(filter(None, named.groups())))) from None
             what = str(error).rpartition('error: ')[2].strip().partition('\n')[0].rstrip('.')
             raise CheckpointError(_damaged(name, what or repr(error))) from None
+
+
+def load_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict]:
+    """The weights in a checkpoint, and all of it.
+
+    Args:
+        path (str or PathLike): A file with a state dict, bare or under ``state_dict``.
+
+    Raises:
+        CheckpointError: If there is no such file, or :func:`load` refuses it, or it has no weights in it.
+    """
+    name = repr(os.fspath(path))
+    if not os.path.isfile(path):
+        raise CheckpointError(f'{name} is not a file; give the path of a checkpoint')
+    content = load(path, 'cpu')
+    weights = content.get('state_dict', content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise CheckpointError(
+            f'{name} has no weights in it, but a {type(weights).__name__}; give a checkpoint with a state dict'
+        )
+    return weights, content
+
+
+def save_weights(content: dict, path: str | os.PathLike) -> None:
+    """``torch.save`` for what a tool has made; the folder is made if need be.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        with open(path, 'wb') as file:
+            torch.save(content, file)
+    except OSError as error:
+        raise CheckpointError(f'{os.fspath(path)!r} cannot be written ({error}); give another file') from error
 
 
 def _load_plain(file, map_location, mmap) -> Any:

@@ -1,15 +1,19 @@
 """Optimizers that only OpenMMLab has: those it registers from other packages, and its ZeRO."""
 
-from mmengine.optim import ZeroRedundancyOptimizer
-from mmengine.registry import OPTIMIZERS
+from collections.abc import Callable, Mapping
 
+import torch
+from mmengine.optim import OptimWrapper, ZeroRedundancyOptimizer
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, Registry
+
+from ..names import nearest
 from ..optim import Rollback, with_rollback
 from ..optim.optimizers import registered
 from ..optim.state import check_loadable, sealed, settle_options
-from .settings import as_dict, nearest
+from .settings import as_dict
 
 
-def is_named(given: str | type | None, target: str | type) -> bool:
+def is_named(given: str | type | None, target: str | Callable) -> bool:
     """Whether a ``type`` of a config means this class or function, with or without the scope before it."""
     names = [t.rpartition('.')[2] if isinstance(t, str) else getattr(t, '__name__', None) for t in (given, target)]
     return given is not None and names[0] == names[1]
@@ -25,24 +29,51 @@ def rollback_class(base: str | type, where: str) -> type:
     Raises:
         ValueError: If there is no such optimizer or rollback has no meaning for it.
     """
+    example = "take one of torch or of MMEngine's registry, e.g. 'AdamW'"
     try:
         found = base
         if isinstance(base, str):
-            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
-                found = registry.get(base)
-                if found is None and base.endswith('OLOR'):
-                    found = registry.get(base.removesuffix('OLOR'))
-                if found is None:
-                    near = nearest(base.rpartition('.')[2], [*registered(), *registry.module_dict])
-                    raise ValueError(
-                        f'there is no such optimizer; did you mean {near[0]!r}?' if near else 'there is none'
-                    )
+            found = find(OPTIMIZERS, base) or (base.endswith('OLOR') and find(OPTIMIZERS, base.removesuffix('OLOR')))
+            if not found:
+                near = nearest(base.rpartition('.')[2], [*registered(), *OPTIMIZERS.module_dict])
+                raise ValueError(
+                    f'there is no such optimizer; did you mean {near[0]!r}?' if near else f'there is none; {example}'
+                )
         return with_rollback(found)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except TypeError as error:
+        raise ValueError(f'{where}={base!r}: {error}; {example}') from error
+    except ValueError as error:
         raise ValueError(f'{where}={base!r}: {error}') from error
 
 
-def flat_cfg(cfg: dict) -> dict:
+def wrapper_class(given: str | type, where: str) -> type:
+    """The optim wrapper that a config names.
+
+    Args:
+        given (str or type): Name in MMEngine's registry, or the class.
+        where (str): The key it stands at, for the message.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = find(OPTIM_WRAPPERS, given) if isinstance(given, str) else given
+    if not (isinstance(found, type) and issubclass(found, OptimWrapper)):
+        near = nearest(given.rpartition('.')[2], OPTIM_WRAPPERS.module_dict) if isinstance(given, str) else []
+        near = f'did you mean {near[0]!r}?' if near else "take 'OptimWrapper' or 'AmpOptimWrapper'"
+        raise ValueError(f'{where}={given!r}: there is no such optim wrapper; {near}')
+    return found
+
+
+def find(registry: Registry, name: str) -> type | None:
+    """What a registry has under a name, with or without a scope; None if that is nothing."""
+    try:
+        with registry.switch_scope_and_registry(None) as registry:
+            return registry.get(name)
+    except Exception:  # names with dots are looked for as modules, which fails in many ways
+        return None
+
+
+def flat_cfg(cfg: Mapping) -> dict:
     """``dict(type='OLOR', base=dict(type='Lion', lr=1e-4), rollback=0.01)`` as the config of one optimizer.
 
     Raises:
@@ -51,7 +82,7 @@ def flat_cfg(cfg: dict) -> dict:
     example = "dict(type='OLOR', base=dict(type='Lion', lr=1e-4))"
     base = cfg.get('base')
     if not isinstance(base, dict) or 'type' not in base:
-        raise ValueError(f'optimizer.base={base!r} is not the config of an optimizer, as in {example}')
+        raise ValueError(f'optimizer.base={base!r} is not the config of an optimizer, as in {example}; give one')
     options = {key: value for key, value in cfg.items() if key not in ('type', 'base')}
     for key in options:
         if key in base:
@@ -78,7 +109,7 @@ def OLOR(params, base: dict, **options) -> Rollback:
         ...     optimizer=dict(type='OLOR', base=dict(type='Lion', lr=1e-4, weight_decay=0.1)),
         ...     paramwise_cfg=dict(rollback=dict(max_level=1e-2)))
     """
-    cfg = flat_cfg(dict(type='OLOR', base=as_dict(base, 'optimizer.base'), **options))
+    cfg = flat_cfg(dict(type='OLOR', base=as_dict(base, 'optimizer.base', "dict(type='Lion', lr=1e-4)"), **options))
     return rollback_class(cfg.pop('type'), 'optimizer.base.type')(params, **cfg)
 
 
@@ -100,7 +131,7 @@ class ZeroRedundancyOptimizerOLOR(ZeroRedundancyOptimizer):
         cls = rollback_class(optimizer_type, 'optimizer.optimizer_type')
         # MMEngine's own looks the type up in torch.optim alone
         super(ZeroRedundancyOptimizer, self).__init__(list(params), cls, **options)
-        self.upstream = {}
+        self.upstream: dict[str, torch.Tensor] = {}
         self._is_gathered = False
 
     @property

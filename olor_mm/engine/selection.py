@@ -32,6 +32,7 @@ class PretrainedSelection:
         self.pretrained = settings.pretrained
         self.what = 'rolled back' if settings.rule == 'olor' else f'held by rule={settings.rule!r}'
         self.is_on = settings.max_level > 0
+        self.half_life = settings.half_life  # until it has been made a level
         self.record = record
         self.candidates = candidates
         self.names = {p: clean_name(name) for name, p in model.named_parameters()}
@@ -113,18 +114,27 @@ class PretrainedSelection:
         return copy_statistics(self.model, self.norm_layers)
 
     def __call__(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
+        if self.half_life is not None:
+            raise ValueError(
+                f'{WHERE}.half_life={self.half_life!r} was not made a level, as it is within optim_context of the '
+                'optim wrapper, which train_step of a model of MMEngine enters; set max_level instead'
+            )
         if self.selected is None:  # with ZeRO every process asks for its own; the answer is for all of them
             self.require_some()
             self.selected = set(self._select(self.candidates))
             self.record.close()
-            self._report()
+            self._report(self.selected)
         later = [p for p in params if p not in self.names]  # groups that were added by hand
         return [p for p in params if p in self.selected] + (later if self.pretrained == 'all' else [])
+
+    def among(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
+        """Those of the parameters that count as pre-trained as they are now."""
+        return self.record.unchanged(params) if self.pretrained == 'auto' else [p for p in params if p in self.claimed]
 
     def _select(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
         loaded = self.record.loaded(params)
         if self.pretrained == 'auto':
-            selected = self.record.unchanged(loaded)
+            selected = self.among(loaded)
             self._warn(
                 'were initialised again after a checkpoint had been loaded into them and count as new',
                 set(loaded) - set(selected),
@@ -140,7 +150,7 @@ class PretrainedSelection:
                     new,
                 )
         else:
-            selected = [p for p in params if self.pretrained == 'all' or p in self.claimed]
+            selected = self.among(params)
             unseen = set(selected) - set(loaded)
             what = f'count as pre-trained because of pretrained={self.pretrained!r}, though '
             if len(self.record):
@@ -158,17 +168,17 @@ class PretrainedSelection:
             shown = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
             print_log(f'OLOR: {len(names)} parameters {what}: {shown}', logger='current', level=logging.WARNING)
 
-    def _report(self) -> None:
-        parts = {}
+    def _report(self, selected: set[nn.Parameter]) -> None:
+        parts: dict[str, list[int]] = {}
         for p in self.candidates:
             counts = parts.setdefault(self.names[p].partition('.')[0], [0, 0])
-            counts[0] += p in self.selected
+            counts[0] += p in selected
             counts[1] += 1
         shares = ', '.join(f'{name} {some} of {total}' for name, (some, total) in parts.items())
-        frozen = sum(not p.requires_grad for p in self.selected)
-        size = sum(p.numel() * p.element_size() for p in self.selected if p.requires_grad) / 2**20
+        frozen = sum(not p.requires_grad for p in selected)
+        size = sum(p.numel() * p.element_size() for p in selected if p.requires_grad) / 2**20
         print_log(
-            f'OLOR: {len(self.selected)} of {len(self.candidates)} parameter tensors with a level above 0 are '
+            f'OLOR: {len(selected)} of {len(self.candidates)} parameter tensors with a level above 0 are '
             f'pre-trained and {self.what} ({shares})'
             + (f', {frozen} of them once they are trained: they are frozen now' if frozen else '')
             + f'; that is {size:.1f} MiB of weights to return to{self.kept}. Pre-trained norm layers: '

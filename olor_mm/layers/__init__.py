@@ -1,5 +1,7 @@
-"""From a model to the layer index of its parameters. Imports torch and nothing of OpenMMLab."""
+"""From a model to the layers and groups of its parameters. Imports torch and nothing of OpenMMLab."""
 
+from .blocks import main_stages
+from .groups import rollback_groups
 from .index import METHODS, backbones, clean_name, layer_index, names_under
 
-__all__ = ['METHODS', 'backbones', 'clean_name', 'layer_index', 'names_under']
+__all__ = ['METHODS', 'backbones', 'clean_name', 'layer_index', 'main_stages', 'names_under', 'rollback_groups']

@@ -21,6 +21,19 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
     return [block for name, child in module.named_children() for block in _blocks(name, child)]
 
 
+def main_stages(module: nn.Module) -> list[nn.Module]:
+    """The last block of every series of blocks; of four parts of it if there is one; the module if it has no blocks."""
+    names = {id(child): name for name, child in module.named_modules()}
+    series: dict[str, list[nn.Module]] = {}
+    for block in find_blocks(module):
+        series.setdefault(names[id(block)].rpartition('.')[0], []).append(block)
+    if len(series) == 1:
+        [blocks] = series.values()
+        parts = min(4, len(blocks))
+        return [blocks[len(blocks) * (i + 1) // parts - 1] for i in range(parts)]
+    return [blocks[-1] for blocks in series.values()] or [module]
+
+
 def _blocks(name: str, module: nn.Module) -> list[nn.Module]:
     if NO_BLOCK.fullmatch(name) or _count_weights(module) < 2:
         return []  # also a convolution with its norm

@@ -60,7 +60,7 @@ def layer_index(
 
 def backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Prefix (``'backbone.'``) and module of every backbone; ``''`` and the module itself if it has none."""
-    found = []
+    found: list[str] = []
     for name, child in module.named_modules():
         inside = any(name.startswith(outer) for outer in found)
         parent, _, own_name = name.rpartition('.')
@@ -137,13 +137,14 @@ def names_under(prefix: str, names: Iterable[str], where: str) -> list[str]:
         ValueError: If there is none; the message says ``where`` the prefix was given and what exists.
     """
     names = list(names)
+    prefix = prefix.rstrip('.')
     found = [name for name in names if f'{name}.'.startswith(f'{prefix}.')]
     if not found:
         near = difflib.get_close_matches(prefix, {'.'.join(name.split('.')[: prefix.count('.') + 1]) for name in names})
         tops = sorted({name.partition('.')[0] for name in names})
         raise ValueError(
             f'{where}: the model has no parameter under {prefix!r}; '
-            + (f'did you mean {near[0]!r}?' if near else f'its parts are {", ".join(tops)}')
+            + (f'did you mean {near[0]!r}?' if near else f'its parts are {", ".join(tops)}; name one, or a part of one')
         )
     return found
 

@@ -31,7 +31,7 @@ def check_anchor_options(group: dict, where: str) -> dict:
     if device is not None:
         try:
             device = str(torch.device(device))
-            torch.empty(0, device=device)
+            torch.ones(1, device=device).item()  # which 'meta' has not
         except (AssertionError, RuntimeError, TypeError) as error:  # the first by builds of torch without CUDA
             raise ValueError(
                 f"{where}: anchor_device={device!r} is no device of torch here; take 'cpu' to keep the anchors of GPU "
@@ -39,13 +39,18 @@ def check_anchor_options(group: dict, where: str) -> dict:
             ) from error
     files = [] if file is None else [file] if isinstance(file, (str, os.PathLike)) else file
     if not isinstance(files, (list, tuple)) or not all(isinstance(f, (str, os.PathLike)) for f in files):
-        raise ValueError(f'{where}: anchor_file={file!r} is no path and no list of paths')
+        raise ValueError(f'{where}: anchor_file={file!r} is no path and no list of paths; give that of a checkpoint')
     for path in files:
         if not os.path.isfile(path):
             raise ValueError(
                 f'{where}: anchor_file={os.fspath(path)!r} is not a file here; give the local path of the checkpoint '
                 'that the pre-trained weights are loaded from'
             )
+    if files and dtype is not None:
+        raise ValueError(
+            f'{where}: anchor_dtype={dtype!r} has no meaning with anchor_file={file!r}: anchors in a file are used in '
+            'the dtype they have there; leave one of the two out'
+        )
     return dict(anchor_dtype=dtype, anchor_device=device, anchor_file=[os.path.abspath(f) for f in files] or None)
 
 
@@ -76,6 +81,16 @@ class AnchorFiles:
         self.entries: dict[Parameter, dict] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._mapped: set[int] = set()  # addresses of those that really are in a file
+
+    def open_all(self, paths: Iterable[str]) -> None:
+        """Memory-map files.
+
+        Raises:
+            ValueError: If one is not of plain tensors.
+        """
+        for path in paths:
+            if os.path.isfile(path):  # one of a resumed state that is gone is told of with its anchors
+                self._open(path)
 
     def find(self, p: Parameter, group: dict) -> Tensor | None:
         """The tensor in the files of its group that has the value of a parameter, whatever its name there; or None."""
@@ -197,12 +212,15 @@ def _digest(path: str, *version) -> str:
 
 
 def _read(path: str):
-    if path.endswith('.safetensors'):
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
-        return torch.load(path, map_location='cpu', mmap=True, weights_only=True)
+        if path.endswith('.safetensors'):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
+        if not isinstance(content, Mapping):
+            raise TypeError(f'it has a {type(content).__name__} in it, and no dict')
+        return content
     except Exception as error:
         raise ValueError(
             f'anchor_file={path!r} cannot be memory-mapped as plain tensors ({error}). Save the weights alone in '

@@ -36,7 +36,8 @@ def fastest_flags(cls: type, params: Iterable, rollback: float, options: dict) -
     groups = [entry for entry in params if isinstance(entry, dict)] if isinstance(params, (list, tuple)) else []
     if not rollback and not any(group.get('rollback') for group in groups):
         return {}
-    takes_fused = any('fused' in inspect.signature(base.__init__).parameters for base in cls.__mro__)
+    inits = [base.__init__ for base in cls.__mro__]  # type: ignore[misc]  # of classes, not of instances
+    takes_fused = any('fused' in inspect.signature(init).parameters for init in inits)
     asked = any(o.get(flag) is not None for o in (options, *groups) for flag in ('foreach', 'fused'))
     if not takes_fused or asked or any(o.get('differentiable') for o in (options, *groups)):
         return {}

@@ -33,7 +33,8 @@ class OnePass(Rollback):
         is_scaled = getattr(self, 'grad_scale', None) is not None or getattr(self, 'found_inf', None) is not None
         if closure is not None or is_scaled or is_compiling() or _kernels() is None:
             return self.param_groups
-        remaining, work = [], {}
+        remaining = []
+        work: dict[str, list] = {}
         for group in self.param_groups:
             weight, call = self.rollback_weight(group), None
             is_olor = group['rollback_rule'] == 'olor'
@@ -77,7 +78,7 @@ class OnePass(Rollback):
     def _run(self, kernel: str, rows: list[list[Tensor]], scalars: list[tuple[float, ...]]) -> None:
         if rows:
             addresses, sizes = [[t.data_ptr() for t in row] for row in rows], [row[0].numel() for row in rows]
-            _kernels().run(kernel, addresses, sizes, scalars)
+            _kernels().run(kernel, addresses, sizes, scalars)  # type: ignore[union-attr]  # asked for before
             increment_version([row[0] for row in rows])
             if self._files.entries:
                 self._files.release(row[2] for row in rows)
@@ -121,7 +122,9 @@ class OnePassSGD(OnePass):
 
 
 def _is_plain(t: Tensor | None) -> bool:
-    return type(t) in (Tensor, Parameter) and t.dtype == torch.float32 and t.is_cpu and t.is_contiguous()
+    return (
+        t is not None and type(t) in (Tensor, Parameter) and t.dtype == torch.float32 and t.is_cpu and t.is_contiguous()
+    )
 
 
 def is_compiling() -> bool:

@@ -88,7 +88,7 @@ def registered() -> dict[str, type]:
     """The OLOR versions of all optimizers of ``torch.optim`` that can have one, by name."""
     bases = [base for _, base in inspect.getmembers(torch.optim, inspect.isclass) if base is not torch.optim.Optimizer]
     return {
-        f'{base.__name__}OLOR': with_rollback(base)
+        f'{base.__name__}OLOR': with_rollback(base)  # type: ignore[arg-type]  # types are hashable
         for base in bases
         if issubclass(base, torch.optim.Optimizer) and base.__name__ not in UNSUPPORTED
     }

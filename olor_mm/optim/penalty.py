@@ -7,6 +7,14 @@ COUPLINGS = ('lr', 'constant')
 HIGHEST = dict(olor=1.0, l2sp=math.inf, l2sp_decoupled=math.inf, spd=math.inf)  # level that a rule has a meaning for
 
 
+def is_number(value) -> bool:
+    """Whether a value of a config is a finite number; one that a float can hold."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # of an integer
+        return False
+
+
 def check_levels(max_level: float, min_level: float, power: float, where: str = '', rule: str = 'olor') -> None:
     """Refuse settings with which the layer-wise penalty is not a weight in [0, 1].
 
@@ -21,14 +29,17 @@ def check_levels(max_level: float, min_level: float, power: float, where: str = 
         ValueError: The message names the key, its value and the range.
     """
     for name, value in (('max_level', max_level), ('min_level', min_level), ('power', power)):
-        if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < math.inf:
+        if not is_number(value):
             raise ValueError(
                 f'{where}{name}={value!r} is not a finite number; give one, e.g. {name}='
                 f'{dict(max_level=1e-2, min_level=0.0, power=1.0)[name]}'
             )
     for name, value in (('max_level', max_level), ('min_level', min_level)):
         if value < 0 and rule != 'olor':
-            raise ValueError(f'{where}{name}={value!r} is negative: with rule={rule!r} it would push away from theta_0')
+            raise ValueError(
+                f'{where}{name}={value!r} is negative: with rule={rule!r} it would push away from '
+                'theta_0; give 0 or more'
+            )
         if not 0 <= value <= HIGHEST[rule]:
             raise ValueError(
                 f'{where}{name}={value!r} is outside [0, 1]: it is the share of the way back to the '
@@ -41,8 +52,8 @@ def check_levels(max_level: float, min_level: float, power: float, where: str = 
         )
     if power < 0:
         raise ValueError(
-            f'{where}power={power!r} is negative; 0 gives every layer max_level, 1 a linear decay over '
-            f'depth, larger values keep the pull to the shallowest layers'
+            f'{where}power={power!r} is negative; give 0 for max_level in every layer, 1 for a linear decay over depth'
+            ', more to keep the pull to the shallowest layers'
         )
 
 
@@ -72,6 +83,37 @@ def layer_penalty(layer: int, num_layers: int, max_level: float, min_level: floa
     return float(min_level + shallowness**power * (max_level - min_level))
 
 
+def half_life_of(weight: float) -> float:
+    """Steps in which a deviation that nothing feeds is halved, if each takes the share w of the way back.
+
+    A step multiplies it by 1 - w, so that is -1 / log2(1 - w), for small w about ln 2 / w.
+
+    Args:
+        weight (float): w in [0, 1].
+
+    Returns:
+        float: From 0, where one step takes all of the way, to inf, without rollback.
+
+    >>> round(half_life_of(0.01), 2)
+    68.97
+    """
+    if weight == 0:
+        return math.inf
+    return 0.0 if weight == 1 else -math.log(2) / math.log1p(-weight)
+
+
+def level_of(half_life: float) -> float:
+    """w = 1 - 2^(-1 / h), with which a deviation that nothing feeds is halved in h steps.
+
+    Args:
+        half_life (float): h > 0, in steps.
+
+    Returns:
+        float: In (0, 1].
+    """
+    return -math.expm1(-math.log(2) / half_life)
+
+
 def check_rollback(rollback: float, coupling: str, rule: str, new: float, where: str) -> None:
     """Refuse an unknown coupling or rule, and levels that the rule has no meaning for.
 
@@ -87,13 +129,13 @@ def check_rollback(rollback: float, coupling: str, rule: str, new: float, where:
     """
     if not isinstance(rule, str) or rule not in HIGHEST:
         raise ValueError(f'{where}: rollback_rule={rule!r} is unknown; take one of {", ".join(HIGHEST)}')
-    is_number = isinstance(rollback, Real) and not isinstance(rollback, bool)
-    if not is_number or not 0 <= rollback <= HIGHEST[rule] or rollback == math.inf:
+    if not is_number(rollback) or not 0 <= rollback <= HIGHEST[rule]:
         raise ValueError(
             f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '
-            'to the pre-trained weights that one step takes, usually below 0.1'
+            'to the pre-trained weights that one step takes; usual values lie between 0 and 0.1'
             if rule == 'olor'
-            else f'{where}: rollback={rollback!r} is not a finite number of 0 or more, as rollback_rule={rule!r} takes'
+            else f'{where}: rollback={rollback!r} is not a finite number of 0 or more; give one, e.g. 0.01, for '
+            f'rollback_rule={rule!r}'
         )
     if not isinstance(coupling, str) or coupling not in COUPLINGS:
         raise ValueError(f'{where}: rollback_coupling={coupling!r} is unknown; take one of {", ".join(COUPLINGS)}')
@@ -106,7 +148,7 @@ def check_new(new: float, rule: str, where: str, key: str = 'new_level', rule_ke
     Raises:
         ValueError: The message names ``where`` it stands, the ``key``, the value and what would be right.
     """
-    if isinstance(new, bool) or not isinstance(new, Real) or not 0 <= new < math.inf:
+    if not is_number(new) or new < 0:
         raise ValueError(f'{where}: {key}={new!r} is not a finite number of 0 or more; it is beta of L2-SP, e.g. 0.01')
     if new and rule not in ('l2sp', 'l2sp_decoupled'):
         raise ValueError(

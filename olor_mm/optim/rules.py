@@ -10,8 +10,8 @@ theta_0 is the anchor, alpha = ``rollback`` and beta = ``rollback_new`` of a gro
                     theta_t  = theta~_t - alpha r_t (theta~_t - theta_0)        if -<g_t, theta_{t-1} - theta_0> < 0
                     r_t      = max(0, |theta~_t - theta_0| - |theta_{t-1} - theta_0|) / |theta~_t - theta_0|
 
-- L2-SP (Li, Grandvalet, Davoine, ICML 2018, arXiv 1802.01483): the gradient of alpha/2 |theta - theta_0|^2 + beta/2
-  |theta_new|^2, summed over all elements. As torch's ``weight_decay``, it joins after any clipping of gradients.
+- L2-SP (Li, Grandvalet, Davoine, ICML 2018, arXiv 1802.01483): the gradient of ``alpha/2 |theta - theta_0|^2 + beta/2
+  |theta_new|^2``, summed over all elements. As torch's ``weight_decay``, it joins after any clipping of gradients.
 - Decoupled L2-SP: the same with the decay of AdamW (Loshchilov, Hutter, arXiv 1711.05101), theta_0 for the origin.
 - SPD, Selective Projection Decay (Tian, Huang, Kira, NeurIPS 2024, arXiv 2411.01713, and its AdamSPD): a tensor is
   taken back where its gradient descends towards theta_0 while the step, by momentum, still leads away. Norms and inner
@@ -60,7 +60,7 @@ def other_rules(optimizer, closure: Callable | None) -> Iterator[Callable | None
                 stack.enter_context(RULES[group['rollback_rule']](optimizer, group, _batches(group, pairs)))
 
         def evaluate():
-            loss = closure()
+            loss = closure()  # type: ignore[misc]  # this is handed out only where there is one
             start()
             return loss
 
@@ -86,6 +86,7 @@ def _deviation(p: Parameter, anchor: Tensor) -> Tensor:
 @contextmanager
 @torch.no_grad()
 def _l2sp(optimizer, group: dict, batches: list[Batch]) -> Iterator[None]:
+    """L2-SP: the gradient of alpha/2 |theta - theta_0|^2 joins that of the loss."""
     grads = {p: p.grad for _, params, _ in batches for p in params}
     scale = getattr(optimizer, 'grad_scale', None)  # of a GradScaler that leaves the unscaling to a fused kernel
     try:
@@ -103,6 +104,7 @@ def _l2sp(optimizer, group: dict, batches: list[Batch]) -> Iterator[None]:
 @contextmanager
 @torch.no_grad()
 def _l2sp_decoupled(optimizer, group: dict, batches: list[Batch]) -> Iterator[None]:
+    """Decoupled L2-SP: weights go back by lr alpha before the step, like AdamW's weight decay."""
     optimizer._pull([(share(group, level), params, anchors) for level, params, anchors in batches])
     yield
 
@@ -110,6 +112,7 @@ def _l2sp_decoupled(optimizer, group: dict, batches: list[Batch]) -> Iterator[No
 @contextmanager
 @torch.no_grad()
 def _spd(optimizer, group: dict, batches: list[Batch]) -> Iterator[None]:
+    """Selective Projection Decay: tensors whose gradient leads back and whose step leads away are taken back."""
     before = []
     for level, params, anchors in batches:
         for p, anchor in zip(params, anchors):

@@ -32,7 +32,7 @@ class AnchoredState:
     def _start_state(self) -> None:
         self._files = AnchorFiles()
         self.select_pretrained = None
-        self.upstream = {}
+        self.upstream: dict[str, torch.Tensor] = {}
         self._told_of_rise = False
 
     def _complete(self, group: dict) -> None:
@@ -41,6 +41,7 @@ class AnchoredState:
         # not `initial_lr`: cyclic schedules set it to their lowest rate, and hand-written warm-ups to none
         group.setdefault('rollback_initial_lr', float(group['lr']))
         group.setdefault('rollback_decided', False)
+        self._files.open_all(group['anchor_file'] or ())
 
     def _anchor(self, p: Parameter) -> Tensor | None:
         return self.state[p].get('anchor') if p in self.state else None
@@ -249,7 +250,7 @@ def _difference(theirs: list[list[str | None]], ours: list[list[str | None]]) ->
     places = [{name: (i, j) for i, g in enumerate(side) for j, name in enumerate(g)} for side in (theirs, ours)]
     if any(None in side for side in places):
         return ''
-    differences = {
+    differences: dict[str, list] = {
         'only in the state': [name for name in places[0] if name not in places[1]],
         'only here': [name for name in places[1] if name not in places[0]],
         'elsewhere': [
@@ -277,12 +278,14 @@ def settle_options(groups: list[dict], before: list[dict]) -> list[str]:
     """
     for group, here in zip(groups, before):
         group.update(anchor_device=here['anchor_device'], anchor_file=here['anchor_file'])
+    # a half-life becomes a level when training starts, and a resumed run goes on with that level
+    level = 'rollback_half_life' if any('rollback_half_life' in g for g in (*groups, *before)) else 'rollback'
     changed = [
         key
-        for key in ('rollback', 'rollback_coupling', 'rollback_rule', 'rollback_new', 'anchor_dtype')
-        if any(group[key] != here[key] for group, here in zip(groups, before))
+        for key in (level, 'rollback_coupling', 'rollback_rule', 'rollback_new', 'anchor_dtype')
+        if any(group.get(key) != here.get(key) for group, here in zip(groups, before))
     ]
-    sides = [[f'{key}={[group[key] for group in side]!r}' for key in changed] for side in (groups, before)]
+    sides = [[f'{key}={[group.get(key) for group in side]!r}' for key in changed] for side in (groups, before)]
     return [
         f'the resumed optimizer state has, in its groups, {loaded} where the configuration has {configured}; as with '
         'lr and weight_decay, what the state has is used. For another max_level, min_level or coupling start anew.'

@@ -25,7 +25,7 @@ class LoadRecord:
         self._loaded: dict[nn.Parameter, bytes] = {}
         self._statistics: dict[nn.Module, bytes] = {}
         self._before: dict[nn.Module, dict[str, tuple[torch.Tensor, int]]] = {}
-        self._handles = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
         for module in model.modules():
             self._handles += (
                 module._register_load_state_dict_pre_hook(self._before_load, with_module=True),

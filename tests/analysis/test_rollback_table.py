@@ -119,7 +119,7 @@ param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begi
         assert row.level == pytest.approx(level, rel=1e-12)
         assert row.lr == pytest.approx((1e-5, 1e-3, 1e-5), rel=1e-6)
         assert row.w == pytest.approx((level / 100, level, level / 100), rel=1e-6)
-        assert row.half_life == pytest.approx(math.log(2) / level, rel=1e-6)
+        assert row.half_life == pytest.approx(-1 / math.log2(1 - level), rel=1e-6)
         assert row.weight_decay == 0.05 and row.anchor_bytes == 4 * row.number
     assert (
         rows['backbone.layer2.0.bn1.weight'].weight_decay == 0 and rows['backbone.layer2.0.bn1.weight'].norm == 'frozen'
@@ -131,7 +131,7 @@ param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begi
     [row] = [line.split() for line in text.splitlines() if re.match(r' +3 +0\.001 ', line)]
     level = 0.01 + (1 - 3 / 9) ** 2 * 0.07
     expected = [f'{level:.3g}', f'{level / 100:.3g}', f'{level:.3g}', f'{level / 100:.3g}']
-    assert row[5:] == [*expected, f'{math.log(2) / level:.0f}', f'{math.log(2) / level / 500.5:.2g}']
+    assert row[5:] == [*expected, f'{-1 / math.log2(1 - level):.0f}', f'{-1 / math.log2(1 - level) / 500.5:.2g}']
 
 
 def test_what_is_in_the_cache_is_loaded_and_decides(tmp_path, cache):
@@ -255,7 +255,7 @@ def test_the_tool_prints_writes_and_draws(tmp_path):
     row = {row['parameter']: row for row in rows}['backbone.layer3.0.conv1.weight']
     level = 0.01 * (1 - 5 / 9)
     assert float(row['lambda']) == pytest.approx(level) and float(row['w_top']) == pytest.approx(level)
-    assert float(row['half_life_epochs']) == pytest.approx(math.log(2) / level / 500)
+    assert float(row['half_life_epochs']) == pytest.approx(-1 / math.log2(1 - level) / 500)
     assert (
         row['source'] == 'torchvision://resnet18'
         and row['frozen'] == '0'
@@ -274,9 +274,9 @@ def test_the_tool_prints_writes_and_draws(tmp_path):
         (['no/such.py'], "config 'no/such.py' is not a file"),
         (['{tmp}/unknown.py'], 'NoSuchNet is not in the mmdet::model registry'),
         (['{tmp}/detector.py', '--csv', '{tmp}/no/rows.csv'], "there is no directory '{tmp}/no'"),
-        (['{tmp}/detector.py', '--images', '1', '--csv', '{tmp}'], 'nothing was written: .*Name a file'),
+        (['{tmp}/detector.py', '--images', '1', '--csv', '{tmp}'], 'nothing was written: .*Name files'),
         (['no/such.py', '--load-from', 'no.pth'], "--load-from 'no.pth' is not a file"),
-        (['{tmp}/broken.py'], 'broken.py cannot be read: SyntaxError'),
+        (['{tmp}/broken.py'], "broken.py' cannot be read: SyntaxError"),
         (['{tmp}/testing.py'], 'optim_wrapper is missing: it takes a config of a training run'),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else '',

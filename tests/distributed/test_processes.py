@@ -1,24 +1,26 @@
 """Two gloo processes against one on the same global batch, and against themselves killed and resumed."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import load, run
+from jobs import free_port
 from mmpretrain.registry import MODELS
 
 import olor_mm  # noqa: F401
 
 HERE = Path(__file__).parent
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
-PORT = iter(range(29700, 29800))
 mmengine_modes = pytest.mark.parametrize('mode', ['ddp', 'zero', 'fsdp', 'fsdp-blocks'])
 pytestmark = pytest.mark.skipif(TORCH < (2, 4), reason='FSDP on CPU came with torch 2.4, and the rest needs no more')
 
 
 def start(processes: int, script: str, *options) -> None:
-    several = ['-m', 'torch.distributed.run', '--nproc_per_node', processes, '--master_port', next(PORT)]
+    several = ['-m', 'torch.distributed.run', '--nproc_per_node', processes, '--master_port', free_port()]
     run(sys.executable, *(several if processes > 1 else []), HERE / script, *options, OMP_NUM_THREADS='1')
 
 
@@ -90,6 +92,61 @@ def test_two_processes_train_as_one_and_resume_exactly(checkpoint, single, tmp_p
         assert_equal(parts(resumed['anchors']), parts(rank['anchors']))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['ddp', 'zero', 'fsdp'])
+def test_four_processes_train_as_one_and_share_the_anchors(checkpoint, single, tmp_path, mode):
+    start(4, 'worker.py', mode, tmp_path, checkpoint, '--epochs', 3)
+    ranks = results(tmp_path, 4)
+    for rank in ranks:
+        assert_equal(rank['weights'], single['weights'], 1e-6)
+    assert_equal(ranks[0]['weights'], ranks[3]['weights'])
+    held = [sum(anchor.numel() for anchor in rank['anchors'].values()) for rank in ranks]
+    total = sum(anchor.numel() for anchor in single['anchors'].values())
+    assert held == [total] * 4 if mode == 'ddp' else sum(held) == total and max(held) < 0.3 * total
+    assert max(rank['bytes'] for rank in ranks) <= single['bytes'] * (1 if mode == 'ddp' else 0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['ddp', 'zero', 'fsdp'])
+def test_rollback_adds_no_communication(checkpoint, tmp_path, mode):
+    counted = {}
+    for level in (0.1, 0):
+        start(2, 'worker.py', mode, tmp_path / f'{level}', checkpoint, '--epochs', 1, '--level', level, '--count')
+        counted[level] = results(tmp_path / f'{level}')
+    assert counted[0.1] == counted[0]
+    parameters = sum(value.numel() for value in load(checkpoint)['state_dict'].values())
+    for rank in counted[0.1]:  # three steps were counted, with all their gradients
+        assert rank['numbers']['gloo:all_reduce'] >= 3 * parameters
+
+
+@pytest.mark.slow
+def test_a_process_that_is_slower_changes_nothing(checkpoint, single, tmp_path):
+    start(2, 'worker.py', 'ddp', tmp_path, checkpoint, '--epochs', 3, '--slow')
+    for rank in results(tmp_path):
+        assert_equal(rank['weights'], single['weights'], 1e-6)
+        assert_equal(rank['anchors'], single['anchors'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'first, then',
+    [
+        ((1, 'single'), (2, 'ddp')),
+        ((2, 'ddp'), (1, 'single')),
+        ((1, 'single'), (2, 'zero')),
+        ((2, 'zero'), (4, 'zero')),
+    ],
+)
+def test_resuming_with_another_number_of_processes(checkpoint, single, tmp_path, first, then):
+    start(first[0], 'worker.py', first[1], tmp_path, checkpoint, '--epochs', 3, '--stop', 2)
+    start(then[0], 'worker.py', then[1], tmp_path, checkpoint, '--epochs', 3, '--resume')
+    kept = {}
+    for rank in results(tmp_path, then[0]):
+        assert_equal(rank['weights'], single['weights'], 1e-6)
+        kept.update(rank['anchors'])
+    assert_equal(kept, single['anchors'])
+
+
 def test_fully_shard_in_a_plain_loop_trains_as_one_process_and_resumes_exactly(tmp_path):
     start(1, 'fsdp2.py', tmp_path / 'single')
     start(2, 'fsdp2.py', tmp_path / 'straight')
@@ -108,10 +165,33 @@ def test_zero_without_the_hook_says_so_instead_of_waiting_for_ever(checkpoint, t
     script = tmp_path / 'no_hook.py'
     code = (HERE / 'worker.py').read_text().replace("[dict(type='ConsolidateOptimizerHook')]", '[]')
     script.write_text(code)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', next(PORT)]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', free_port()]
     done = run('timeout', 100, *command, script, 'zero', tmp_path, checkpoint, check=False, OMP_NUM_THREADS='1')
     assert "was not gathered: set custom_hooks=[dict(type='ConsolidateOptimizerHook')]" in done.stdout
 
 
 def test_baselines_of_two_processes_are_those_of_one_or_refused():
     start(2, 'rules.py')
+
+
+@pytest.mark.parametrize('mode', ['ddp', *(pytest.param(mode, marks=pytest.mark.slow) for mode in ('zero', 'fsdp'))])
+def test_forgetting_of_two_processes_is_that_of_one(checkpoint, data, tmp_path, mode):
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    for file in sorted((data / 'photos').glob('*.png'))[::20]:
+        shutil.copy(file, photos)
+    drifts, found = {}, {}
+    for name, processes in {'single': 1, mode: 2}.items():
+        start(processes, 'forgetting.py', name, tmp_path / name, checkpoint, photos)
+        [file] = (tmp_path / name).glob('*/vis_data/scalars.json')
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        drifts[name] = [row for row in rows if 'drift/all' in row]
+        found[name] = results(tmp_path / name, processes)
+    assert [row['step'] for row in drifts['single']] == [2, 4, 6] and drifts['single'][-1]['drift/all'] > 1e-3
+    for ours, theirs in zip(drifts[mode], drifts['single'], strict=True):
+        if mode == 'fsdp':  # only what has an anchor: not the last norm layer, of level 0
+            assert theirs.pop('drift/layer_04') > 0 and ours.pop('drift/all') and theirs.pop('drift/all')
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    if mode != 'fsdp':  # where it is refused
+        assert found[mode][0] == found[mode][1] == pytest.approx(found['single'][0], rel=1e-4)
+        assert {'val/upstream/agreement', 'val/upstream/kl', 'val/upstream/accuracy/top1'} < found[mode][0].keys()

@@ -4,7 +4,10 @@ What it ends with is written to WORK_DIR/rank_R.pth: weights, anchors by name, a
 """
 
 import argparse
+import math
 import os
+import time
+from collections import Counter
 from contextlib import suppress
 
 import torch
@@ -42,7 +45,7 @@ def each_block(module, recurse, nonwrapped_numel) -> bool:
     return ModuleWrapPolicy({TransformerEncoderLayer})(module, recurse, nonwrapped_numel)
 
 
-def config(mode: str, work_dir: str, checkpoint: str, epochs: int, resume: bool) -> Config:
+def config(mode: str, work_dir: str, checkpoint: str, epochs: int, resume: bool, level: float = 0.1) -> Config:
     """A two-block vision transformer: nothing in it depends on how a batch is split."""
     optimizer = dict(type='AdamWOLOR', lr=1e-3, weight_decay=0.05)
     if mode == 'zero':
@@ -73,7 +76,7 @@ def config(mode: str, work_dir: str, checkpoint: str, epochs: int, resume: bool)
             optim_wrapper=dict(
                 constructor='OLOROptimWrapperConstructor',
                 optimizer=optimizer,
-                paramwise_cfg=dict(rollback=dict(max_level=0.1, pretrained=['backbone']), norm_decay_mult=0.0),
+                paramwise_cfg=dict(rollback=dict(max_level=level, pretrained=['backbone']), norm_decay_mult=0.0),
             ),
             param_scheduler=dict(type='CosineAnnealingLR', T_max=4, by_epoch=True),
             default_hooks=dict(checkpoint=dict(type='SafeCheckpointHook', interval=1)),
@@ -95,6 +98,29 @@ class StopBefore(Hook):
     def before_train_epoch(self, runner) -> None:
         if runner.epoch == self.epoch:
             raise KeyboardInterrupt
+
+
+class Slow(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        time.sleep(0.5 if get_rank() == 1 else 0)
+
+
+class Count(Hook):
+    """Calls of each kind of communication in the iterations of an epoch, and the numbers that go into them."""
+
+    def before_train_epoch(self, runner) -> None:
+        self.profiler = torch.profiler.profile(record_shapes=True)
+        self.profiler.start()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if batch_idx + 1 == len(runner.train_loop.dataloader):
+            time.sleep(1)  # gloo's threads note an event after those who wait for it have gone on
+            self.profiler.stop()
+            events = [event for event in self.profiler.events() if event.name.startswith('gloo:')]
+            self.calls = Counter(event.name for event in events)
+            self.numbers = Counter()
+            for event in events:
+                self.numbers[event.name] += sum(map(math.prod, event.input_shapes))
 
 
 def build(mode: str, cfg: Config) -> Runner | FlexibleRunner:
@@ -138,14 +164,21 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=2)
     parser.add_argument('--stop', type=int, help='end before this epoch, as if killed')
     parser.add_argument('--resume', action='store_true')
+    parser.add_argument('--level', type=float, default=0.1)
+    parser.add_argument('--slow', action='store_true', help='one process waits in every iteration')
+    parser.add_argument('--count', action='store_true', help='count communication instead')
     args = parser.parse_args()
     guard_loading()  # as tools/train.py does
-    runner = build(args.mode, config(args.mode, args.work_dir, args.checkpoint, args.epochs, args.resume))
-    if args.stop is not None:
-        runner.register_hook(StopBefore(args.stop))
+    options = (args.mode, args.work_dir, args.checkpoint, args.epochs, args.resume, args.level)
+    runner = build(args.mode, config(*options))
+    count = Count()
+    for is_wanted, hook in ((args.stop is not None, StopBefore(args.stop)), (args.slow, Slow()), (args.count, count)):
+        if is_wanted:
+            runner.register_hook(hook)
     with suppress(KeyboardInterrupt):
         runner.train()
-        torch.save(result(runner), os.path.join(args.work_dir, f'rank_{get_rank()}.pth'))
+        ended = dict(calls=count.calls, numbers=count.numbers) if args.count else result(runner)
+        torch.save(ended, os.path.join(args.work_dir, f'rank_{get_rank()}.pth'))
     os._exit(0)  # now and then gloo's threads abort an interpreter that ends, stock optimizer or not
 
 

@@ -3,6 +3,7 @@
 import io
 import tempfile
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,13 @@ def test_a_marked_file_is_one_that_stock_torch_reads(tmp_path):
     for mmap in (False, True):
         found = torch.load(str(tmp_path / 'a.pth'), weights_only=False, mmap=mmap)
         assert same(content['state_dict'], found['state_dict'])
+
+
+def test_threads_read_at_the_same_time(tmp_path):
+    content = honest()
+    torch.save(content, tmp_path / 'a.pth')
+    with ThreadPoolExecutor(4) as threads:
+        assert all(same(content, found) for found in threads.map(load, [tmp_path / 'a.pth'] * 40))
 
 
 def accepted(content: bytes, number: int, file: Path) -> list[str]:

@@ -12,7 +12,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from test_runner import config
 
-from olor_mm.engine.checkpoints import check_resumable, write_durably
+from olor_mm.engine.checkpoints import SafeCheckpointHook, check_resumable, write_durably
 from olor_mm.engine.loading import CheckpointError, load
 
 SAFE = dict(type='SafeCheckpointHook', interval=1)
@@ -155,16 +155,26 @@ def test_a_checkpoint_of_something_else_is_refused(runner, copy_of_run, kind):
 
 
 @pytest.mark.parametrize('number', [40, pytest.param(200, marks=pytest.mark.slow)])
-def test_no_damaged_checkpoint_is_resumed(runner, copy_of_run, number):
-    last, wrong = copy_of_run / 'epoch_2.pth', []
-    check_resumable(str(last), runner)
+def test_no_damaged_checkpoint_is_resumed_and_the_last_good_one_is(
+    runner, copy_of_run, number, monkeypatch, record_property
+):
+    monkeypatch.setattr(runner, '_work_dir', str(copy_of_run))
+    last, hook = copy_of_run / 'epoch_2.pth', SafeCheckpointHook()
+    assert hook._newest_good(runner) == str(last)
+    wrong = []
     for name, content in damages(last.read_bytes(), number):
         last.write_bytes(content)
         try:
             check_resumable(str(last), runner)
-            wrong.append(name)
+            outcome = 'taken for good'
         except CheckpointError as error:
-            wrong += [] if str(last) in str(error) and '--resume' in str(error) else [f'{name}: {error}']
+            said = str(error)
+            outcome = f'refused: {said.partition(": ")[2].partition(".")[0].partition("(")[0]}'
+            wrong += [] if said.startswith(f'{str(last)!r} is damaged') and '--resume' in said else [said]
+        fallback = hook._newest_good(runner)
+        outcome += '; epoch 1 resumed from' if fallback == str(copy_of_run / 'epoch_1.pth') else f'; {fallback} resumed'
+        record_property(name, outcome)
+        wrong += [] if outcome.startswith('refused') and outcome.endswith('epoch 1 resumed from') else [outcome]
     assert wrong == []
 
 

@@ -1,17 +1,17 @@
 """Real processes of the tools that are stopped, run out of disk, or are given hostile files."""
 
-import contextlib
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
-from conftest import CLASSIFICATION, ROOT, run, train
+from conftest import CLASSIFICATION, run, train
 from damage import damages, hostile
+from jobs import end, wait_for
 from test_resume import equal
 
 ONE_THREAD = dict(OMP_NUM_THREADS='1')
@@ -27,40 +27,8 @@ OPTIONS = (
 LAST = 'epoch_4.pth'
 
 
-def start(work_dir: Path, *options: str, command=(sys.executable, 'tools/train.py'), **kwargs) -> subprocess.Popen:
-    """A training in a session of its own, as a scheduler starts a job."""
-    log = open(f'{work_dir}.log', 'a')  # noqa: SIM115 (the process has it)
-    arguments = ['--work-dir', str(work_dir), *(o for o in options if o.startswith('--')), '--cfg-options', *OPTIONS]
-    arguments += [o for o in options if not o.startswith('--')]
-    processes = ['2'] if 'tools/dist_train.sh' in command else []
-    return subprocess.Popen(
-        [*map(str, command), CLASSIFICATION, *processes, *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            **ONE_THREAD,
-            'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
-            'PORT': '29655',
-        },
-        start_new_session=True,
-        stdout=log,
-        stderr=log,
-        **kwargs,
-    )
-
-
-def wait_for(process: subprocess.Popen, condition) -> bool:
-    while process.poll() is None:
-        if condition():
-            return True
-        time.sleep(0.001)
-    return False
-
-
-def end(process: subprocess.Popen, sign: signal.Signals) -> int:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, sign)
-    return process.wait(100)
+def start(work_dir: Path, *options: str, **kwargs) -> subprocess.Popen:
+    return jobs.start(work_dir, *OPTIONS, *options, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -160,14 +128,13 @@ def test_a_limit_of_file_size_is_said_too(data, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_agree_on_where_to_stop_and_go_on_from_there(data, tmp_path):
-    script = ('bash', 'tools/dist_train.sh')
     for name, cut in (('straight', False), ('cut', True)):
-        process = start(tmp_path / name, command=script)
+        process = start(tmp_path / name, processes=2)
         if cut:
             assert wait_for(process, (tmp_path / name / 'epoch_1.pth').exists)
             assert end(process, signal.SIGTERM)
             assert (tmp_path / name / 'last_checkpoint').read_text().endswith('interrupted.pth')
-            process = start(tmp_path / name, '--resume', command=script)
+            process = start(tmp_path / name, '--resume', processes=2)
         assert process.wait(200) == 0, Path(f'{tmp_path / name}.log').read_text()[-3000:]
     # each process has BatchNorm statistics of its own until the end of an epoch, and those of the first are saved
     assert equal(tmp_path / 'cut' / LAST, tmp_path / 'straight' / LAST, but='running_')

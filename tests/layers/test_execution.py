@@ -17,7 +17,7 @@ from olor_mm.analysis import execution_order, order_violations, repeated_blocks
 from olor_mm.layers import backbones, layer_index
 from tools.analysis_tools.coverage import check_order, forget_weights, uninitialised
 
-TABLE = Path(__file__).parents[2] / 'docs' / 'coverage.csv'
+TABLE = Path(__file__).parents[2] / 'docs' / 'en' / 'coverage.csv'
 
 
 class Block(nn.Module):

@@ -64,4 +64,4 @@ def test_tiles_cover_everything_and_stay_inside(length, size, stride):
 def test_unknown_name_is_refused():
     done = run('python', 'tools/dataset_converters/embedded.py', 'coco', check=False)
     assert done.returncode == 2
-    assert 'unknown name coco; choose from weights, nuclei' in done.stdout
+    assert "unknown name 'coco'; take one of weights, nuclei" in done.stdout

@@ -18,9 +18,9 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from launch import config_file
 
-DETECTION = 'configs/detection/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py'
-INSTANCES = 'configs/instance_segmentation/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
-SEMANTIC = 'configs/semantic_segmentation/mobilenet-v2-d8_fcn_olor_1xb8-80iter_nuclei-128px.py'
+DETECTION = 'configs/detection/olor/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py'
+INSTANCES = 'configs/instance_segmentation/olor/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
+SEMANTIC = 'configs/semantic_segmentation/olor/mobilenet-v2-d8_fcn_olor_1xb8-80iter_nuclei-128px.py'
 DEMO = 'configs/demo/mask-rcnn_nuclei_olor.py'
 FEW = ('train_dataloader.dataset.indices=16',)
 ONE_EPOCH = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
@@ -73,7 +73,8 @@ def test_each_task_trains_evaluates_and_tests(data, tmp_path, config):
 
 
 # stock configs with rollback and small data, without a file of one's own
-README_OPTIONS = re.search(r'--cfg-options (optim_wrapper\..*?)\n\n', (ROOT / 'README.md').read_text(), re.S)[1]
+SETTINGS_PAGE = (ROOT / 'docs/en/settings.md').read_text()
+README_OPTIONS = re.search(r'--cfg-options \\\n\s*(optim_wrapper\..*?)\n```', SETTINGS_PAGE, re.S)[1]
 ONE_STEP = ('default_hooks.checkpoint.interval=1', 'train_dataloader.persistent_workers=False')
 STOCK = {
     'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py': (

@@ -38,6 +38,7 @@ from torch import nn
 import olor_mm  # noqa: F401  registers the constructor
 from olor_mm.analysis import execution_order, order_violations
 from olor_mm.layers import backbones, layer_index
+from olor_mm.names import Parser
 from olor_mm.optim import layer_penalty
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -386,23 +387,29 @@ def table(title: str, header: tuple, rows: list[tuple]) -> list[str]:
     """Lines of a section with a table; none without rows."""
     if not rows:
         return []
-    cells = [' | '.join(str(cell).replace('|', '/') for cell in row) for row in (header, *rows)]
+    cells = [' | '.join(str(cell).replace('|', '/').replace('__', r'\_\_') for cell in row) for row in (header, *rows)]
     return [title, '', f'| {cells[0]} |', f'|{"---|" * len(header)}', *(f'| {line} |' for line in cells[1:]), '']
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--match', default='', help='only configs whose path has this in it')
     parser.add_argument('--work-dir', default='work_dirs/coverage', help='where rows are kept that are done')
-    parser.add_argument('--out', default='docs', help='folder for coverage.md and coverage.csv')
+    parser.add_argument('--out', default='docs/en', help='folder for coverage.md and coverage.csv')
     parser.add_argument('--processes', type=int, default=2)
     args = parser.parse_args()
+    if args.processes < 1:
+        parser.error(f'--processes {args.processes}: give 1 or more')
+    for flag, folder in (('--work-dir', args.work_dir), ('--out', args.out)):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f'{flag} {folder!r} cannot be made ({error}); give another directory')
     work_dir = Path(args.work_dir)
-    work_dir.mkdir(parents=True, exist_ok=True)
 
     paths = {str(path): library for library in LIBRARIES for path in stock_configs(library) if args.match in str(path)}
     if not paths:
-        raise SystemExit(f'--match {args.match!r}: no stock config has this in its path')
+        raise SystemExit(f'--match {args.match!r}: no stock config has this in its path; give a part of one, e.g. swin')
     os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1')  # or each tokenizer is asked for several times
     # a fork of a process that has threads may hang
     processes = get_context('spawn')

@@ -7,6 +7,7 @@ Neither data set nor network nor GPU is needed. A config without rollback is sho
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,16 +15,17 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from olor_mm.analysis.rollback_table import examine, quiet
-from olor_mm.engine.loading import guard_loading
+from olor_mm.engine.loading import CheckpointError, guard_loading
 
 try:
+    from matplotlib.backend_bases import FigureCanvasBase
     from rich.console import Console
 
     from olor_mm.analysis.rollback_views import plot_levels, print_report, write_csv
 except ModuleNotFoundError as error:
     sys.exit(f'print_rollback: {error}; pip install rich matplotlib')
 
-from launch import config_parser, load_config
+from launch import config_parser, load_config, remedy, summary
 
 
 def main() -> None:
@@ -36,27 +38,31 @@ def main() -> None:
     parser.set_defaults(launcher='none', work_dir=None, local_rank=0)
     args = parser.parse_args()
     if args.images is not None and args.images < 1:
-        parser.error(f'--images {args.images}: it takes at least one image')
+        parser.error(f'--images {args.images}: it takes at least one image; give 1 or more')
     for file in filter(None, (args.csv, args.plot)):
         if not file.parent.is_dir():
-            parser.error(f'{str(file)!r} cannot be written: there is no directory {str(file.parent)!r}')
+            parser.error(
+                f'{str(file)!r} cannot be written: there is no directory {str(file.parent)!r}; make it, or give another'
+            )
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if args.plot and args.plot.suffix[1:] not in formats:
+        parser.error(f'--plot {str(args.plot)!r}: give a file that ends with one of {", ".join(formats)}')
     if args.load_from and '://' not in args.load_from and not Path(args.load_from).is_file():
-        parser.error(f'--load-from {args.load_from!r} is not a file')
+        parser.error(f'--load-from {args.load_from!r} is not a file; give a checkpoint')
 
-    try:
-        with quiet():
-            cfg = load_config(args)
-    except Exception as error:  # a config is Python: it can fail in any way
-        sys.exit(f'print_rollback: {args.config} cannot be read: {type(error).__name__}: {error}')
+    with quiet():
+        cfg = load_config(args)
     if args.load_from:
         cfg.load_from = args.load_from
     guard_loading(args.trust_checkpoints)
     try:
         report = examine(cfg, args.images)
-    except ValueError as error:
-        sys.exit(f'print_rollback: {args.config}: {error}')
     except Exception as error:  # what a library makes of settings that it does not check
-        sys.exit(f'print_rollback: {args.config} cannot be used: {type(error).__name__}: {error}')
+        is_plain = isinstance(error, ValueError)
+        said = str(error) if is_plain else f'cannot be used: {summary(error)}'
+        cause = error.__cause__ if is_plain else error
+        said += f'. {remedy(cause, args.hints)}' if cause is not None and not isinstance(cause, CheckpointError) else ''
+        sys.exit(f'print_rollback: {shlex.join(sys.argv[1:])}: {said}')
     # in a terminal as wide as that is; into a file or a pipe, the 100 columns that the tables are made for
     print_report(report, Console(width=None if sys.stdout.isatty() else 100), args.parameters)
     try:
@@ -65,7 +71,7 @@ def main() -> None:
         if args.plot:
             plot_levels(report, args.plot, f'Rollback of {Path(args.config).stem}')
     except (ValueError, OSError) as error:
-        sys.exit(f'print_rollback: nothing was written: {error}. Name a file that can be, .csv and .png')
+        sys.exit(f'print_rollback: {shlex.join(sys.argv[1:])}: nothing was written: {error}. Name files that can be')
 
 
 if __name__ == '__main__':

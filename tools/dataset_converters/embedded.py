@@ -36,6 +36,7 @@ from pycocotools import mask as coco_mask
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from olor_mm.names import Parser, nearest
 from tools.model_converters.torchvision_mobilenet_v2 import LIBRARIES, convert
 
 PACKAGES = {
@@ -311,13 +312,19 @@ MAKERS = dict(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='name', help=f'what to make: {", ".join(MAKERS)} (default: all)')
     parser.add_argument('--data-root', type=Path, default='data', help='where it is written (default: data)')
     args = parser.parse_args()
     unknown = set(args.names) - set(MAKERS)
     if unknown:
-        parser.error(f'unknown name {", ".join(sorted(unknown))}; choose from {", ".join(MAKERS)}')
+        near = [repr(name) for word in unknown for name in nearest(word, MAKERS)]
+        hint = f'did you mean {", ".join(near)}?' if near else f'take one of {", ".join(MAKERS)}'
+        parser.error(f'unknown name {", ".join(map(repr, sorted(unknown)))}; {hint}')
+    try:
+        args.data_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f'--data-root {str(args.data_root)!r} cannot be made ({error}); give another directory')
     wheels = Wheels(args.data_root / 'wheels')
     for name in args.names or MAKERS:
         done = args.data_root / name / '.done'

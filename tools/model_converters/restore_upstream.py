@@ -13,10 +13,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
-
 from olor_mm.analysis import upstream_state
-from olor_mm.engine.loading import guard_loading, load
+from olor_mm.engine.loading import guard_loading, load_weights, save_weights
+from olor_mm.names import Parser
 
 
 def restore(finetuned: Path, pretrained: Path, out: Path, prefix: str = '') -> Counter:
@@ -32,26 +31,23 @@ def restore(finetuned: Path, pretrained: Path, out: Path, prefix: str = '') -> C
         ValueError: If a file is not there or cannot be read as plain data, the checkpoint has no statistics though the
             model needs some, or no name is in both.
     """
-    for file in (finetuned, pretrained):
-        if not file.is_file():
-            raise ValueError(f'{str(file)!r} is not a file')
-    checkpoint, source = load(finetuned, 'cpu'), load(pretrained, 'cpu')
-    upstream = checkpoint.get('optimizer', {}).get('upstream', {})
-    state, origins = upstream_state(checkpoint['state_dict'], source.get('state_dict', source), upstream, prefix)
+    (weights, checkpoint), (source, _) = load_weights(finetuned), load_weights(pretrained)
+    optimizer = checkpoint.get('optimizer')
+    upstream = optimizer.get('upstream', {}) if isinstance(optimizer, dict) else {}
+    state, origins = upstream_state(weights, source, upstream, prefix)
     lost = [name for name, origin in origins.items() if 'running_' in name and origin == 'fine-tuned']
     if lost:
         raise ValueError(
             f'{str(finetuned)!r} does not have the pre-trained running statistics of {len(lost)} buffers, like '
-            f'{lost[0]!r}: it must be a checkpoint of a run with OLOROptimWrapperConstructor, saved with its optimizer '
+            f'{lost[0]!r}: give a checkpoint of a run with OLOROptimWrapperConstructor, saved with its optimizer '
             '(CheckpointHook save_optimizer=True)'
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=state), out)
+    save_weights(dict(state_dict=state), out)
     return Counter(origins.values())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('finetuned', type=Path, help='checkpoint of the fine-tuned model')
     parser.add_argument('pretrained', type=Path, help='checkpoint it was fine-tuned from')
     parser.add_argument('out', type=Path, help='file to write')

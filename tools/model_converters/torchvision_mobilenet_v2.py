@@ -9,9 +9,13 @@ block has no expand). mmdet calls them ``layerS.B.{expand,depthwise,linear}_conv
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
+
+from olor_mm.engine.loading import guard_loading, load_weights, save_weights
+from olor_mm.names import Parser
 
 BLOCKS_PER_STAGE = (1, 2, 3, 4, 3, 3, 1)
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -67,16 +71,25 @@ def convert(state_dict: dict[str, torch.Tensor], library: str) -> dict[str, torc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', type=Path, help="torchvision's mobilenet_v2-*.pth")
     parser.add_argument('out_dir', type=Path, help='where mobilenet_v2_{mmdet,mmseg,mmpretrain}.pth are written')
+    parser.add_argument('--trust-checkpoints', action='store_true', help='open checkpoints even if they could run code')
     args = parser.parse_args()
-    state_dict = torch.load(args.checkpoint, map_location='cpu', weights_only=True)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    for library in LIBRARIES:
-        out = args.out_dir / f'mobilenet_v2_{library}.pth'
-        torch.save(dict(state_dict=convert(state_dict, library)), out)
-        print(f'wrote {out}')
+    guard_loading(args.trust_checkpoints)
+    try:
+        state_dict, _ = load_weights(args.checkpoint)
+        if (first := next(iter(layer_names('mmdet')))) and f'{first}.weight' not in state_dict:
+            raise ValueError(
+                f"{str(args.checkpoint)!r} is not torchvision's MobileNetV2, with names like {first!r}: its names are "
+                f'like {next(iter(state_dict))!r}; give mobilenet_v2-*.pth of torchvision'
+            )
+        for library in LIBRARIES:
+            out = args.out_dir / f'mobilenet_v2_{library}.pth'
+            save_weights(dict(state_dict=convert(state_dict, library)), out)
+            print(f'wrote {out}')
+    except ValueError as error:
+        sys.exit(f'torchvision_mobilenet_v2: {error}')
 
 
 if __name__ == '__main__':

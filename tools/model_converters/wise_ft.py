@@ -13,26 +13,31 @@ from pathlib import Path
 import torch
 
 from olor_mm.analysis import interpolate
-from olor_mm.engine.loading import load
+from olor_mm.engine.loading import guard_loading, load_weights, save_weights
+from olor_mm.names import Parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('pretrained', type=Path, help='checkpoint that was fine-tuned from')
     parser.add_argument('finetuned', type=Path, help='checkpoint of the fine-tuned model')
     parser.add_argument('out', type=Path, help='file to write')
     parser.add_argument('--alpha', type=float, default=0.5, help='0 is pre-trained, 1 fine-tuned (default: 0.5)')
     parser.add_argument('--prefix', default='', help="what the fine-tuned model puts before the names: 'backbone.'")
+    parser.add_argument('--trust-checkpoints', action='store_true', help='open checkpoints even if they could run code')
     args = parser.parse_args()
+    if not 0 <= args.alpha <= 1:
+        parser.error(
+            f'--alpha {args.alpha!r} is not in [0, 1]; give 0 for the pre-trained model, 1 for the fine-tuned one'
+        )
+    guard_loading(args.trust_checkpoints)
     try:
-        source, checkpoint = load(args.pretrained, 'cpu'), load(args.finetuned, 'cpu')
-        weights = (content.get('state_dict', content) for content in (source, checkpoint))
-        state, kept = interpolate(*weights, args.alpha, args.prefix)
-    except (ValueError, FileNotFoundError) as error:
+        source, (weights, checkpoint) = load_weights(args.pretrained)[0], load_weights(args.finetuned)
+        state, kept = interpolate(source, weights, args.alpha, args.prefix)
+        meta = checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
+        save_weights(dict(meta=meta, state_dict=state), args.out)
+    except ValueError as error:
         sys.exit(f'wise_ft: {error}')
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    meta = checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
-    torch.save(dict(meta=meta, state_dict=state), args.out)
     floating = [v for v in state.values() if isinstance(v, torch.Tensor) and torch.is_floating_point(v)]
     print(f'{args.out}: {len(floating) - len(kept)} tensors interpolated, {len(kept)} taken from the fine-tuned model')
     for name, why in kept.items():

@@ -1,0 +1,162 @@
+"""What the study runs: every trial that can be named, given the results so far.
+
+A trial is a dict that :mod:`trial` can run; its ``key`` is a hash of all that determines its result.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+TUNING_SEED = 100
+FASHION = dict(kind='classification', data='fashion')
+DIGITS = dict(kind='classification', data='digits')
+LENGTH = {10: 100, 50: 200, 200: 400}  # iterations for so many images a class
+# what is tuned, and the tasks the choice is used on, with the seeds of the final runs
+TASKS = {
+    'fashion-50': dict(FASHION, size=50, batch=32, iters=LENGTH[50]),
+    'composite boxes': dict(kind='detection', data='composite', batch=4, iters=200),
+    'nuclei masks': dict(kind='instance', data='nuclei', batch=4, iters=80),
+    'digits-50': dict(DIGITS, size=50, batch=32, iters=LENGTH[50]),
+    'composite pixels': dict(kind='semantic', data='composite', batch=4, iters=120),
+    'nuclei pixels': dict(kind='semantic', data='nuclei', batch=4, iters=60),
+    'composite masks': dict(kind='instance', data='composite', batch=4, iters=200),
+    'tree boxes': dict(kind='detection', data='trees', batch=4, iters=100),
+}
+USED_ON = {
+    f'{name}-50': {f'{name}-{size}': dict(kind, size=size, batch=32, iters=LENGTH[size]) for size in LENGTH}
+    for name, kind in (('fashion', FASHION), ('digits', DIGITS))
+}
+RATES = (5e-4, 1e-3, 2e-3)
+SEVEN = ('full', 'linear_probe', 'layer_decay', 'l2sp', 'l2sp_decoupled', 'spd', 'olor')
+METHODS = (*SEVEN, 'wise_ft')
+WISE_FT = (0.2, 0.4, 0.6, 0.8, 0.9)
+
+
+def grid(method: str, kind: str) -> list[dict]:
+    """The same number of settings for every method: six in classification, four elsewhere."""
+    small = kind == 'classification'
+    if method == 'full':
+        return [dict(lr=lr) for lr in ((1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3) if small else (5e-4, 1e-3, 2e-3, 4e-3))]
+    if method == 'linear_probe':
+        return [dict(lr=lr) for lr in ((5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2) if small else (1e-3, 2e-3, 5e-3, 1e-2))]
+    key, values = {
+        'layer_decay': ('decay', (0.8, 0.9)),
+        'l2sp': ('max_level', (1e-3, 1e-2)),
+        'l2sp_decoupled': ('max_level', (5.0, 50.0)),
+        'spd': ('max_level', (0.5, 1.0)),
+        'olor': ('max_level', (0.02, 0.1)),
+    }[method]
+    return [{'lr': lr, key: value} for lr in (RATES if small else RATES[1:]) for value in values]
+
+
+def trial(part: str, task: str, of_task: dict, method: str, options: dict, seed: int, split: str, **more) -> dict:
+    made = dict(of_task, method=method, options=options, seed=seed, split=split, **more)
+    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
+    return dict(made, key=key, part=part, task=task)
+
+
+def tuning(task: str, method: str) -> list[dict]:
+    interpolated = dict(wise_ft=WISE_FT) if method == 'full' else {}
+    return [
+        trial('tuning', task, TASKS[task], method, options, TUNING_SEED, 'val', **interpolated)
+        for options in grid(method, TASKS[task]['kind'])
+    ]
+
+
+class Choices:
+    """The settings that were best on validation, for what has been tuned to its end."""
+
+    def __init__(self, results: list[dict]):
+        self.results = {row['key']: row for row in results if row['method'] != 'wise_ft'}
+        self.interpolated = [row for row in results if row['method'] == 'wise_ft']
+
+    def best(self, task: str, method: str) -> dict | None:
+        """Options with the highest validation metric; of equals those that are listed first."""
+        rows = [self.results.get(t['key']) for t in tuning(task, method)]
+        if None in rows:
+            return None
+        return json.loads(max(rows, key=lambda row: float(row['value']))['options'])
+
+    def alpha(self, task: str) -> float | None:
+        """That of WiSE-FT, between the best fully fine-tuned weights and the pre-trained ones."""
+        options = self.best(task, 'full')
+        if options is None:
+            return None
+        key = next(t['key'] for t in tuning(task, 'full') if t['options'] == options)
+        rows = [row for row in self.interpolated if row['key'] == key]
+        return float(max(rows, key=lambda row: float(row['value']))['alpha'])
+
+
+def plan(results: list[dict], tasks: list[str]) -> Iterator[dict | None]:
+    """Trials in the order they are worth running; None stands for one that depends on results still to come."""
+    choices = Choices(results)
+    for tuned in tasks:
+        for method in SEVEN:
+            yield from tuning(tuned, method)
+        for task, of_task in USED_ON.get(tuned, {tuned: TASKS[tuned]}).items():
+            for seed in range(5 if of_task['kind'] == 'classification' else 3):
+                for method in SEVEN:
+                    options = choices.best(tuned, method)
+                    more = dict(wise_ft=[choices.alpha(tuned)]) if method == 'full' else {}
+                    yield options and trial('final', task, of_task, method, options, seed, 'test', **more)
+        if tuned in USED_ON:
+            yield from studies(tuned, choices)
+        if tuned == 'composite boxes':
+            yield from detection_chain(choices)
+
+
+def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:
+    """What is asked of OLOR alone, and the chain of tasks, on small images."""
+    of_task, olor, full = TASKS[tuned], choices.best(tuned, 'olor'), choices.best(tuned, 'full')
+    lr = olor and olor['lr']
+    at = lr and {'lr': lr, 'max_level': 0.1}
+    for seed in range(5):
+        for name, options in dict(
+            olor=dict(),
+            uniform=dict(power=0.0),
+            inverted=dict(inverted=True),
+            tensor=dict(layer_index='tensor'),
+            constant=dict(coupling='constant'),
+            uniform_new=dict(power=0.0, pretrained='all'),  # provenance off: the new head is anchored as well
+            uniform_strong=dict(power=0.0, max_level=0.3),
+            uniform_strong_new=dict(power=0.0, max_level=0.3, pretrained='all'),
+        ).items():
+            yield at and trial('ablation', tuned, of_task, 'olor', {**at, **options}, seed, 'test', variant=name)
+        for method, options in dict(full=full, olor=olor).items():
+            made = options and trial('statistics', tuned, of_task, method, options, seed, 'test', norm_eval=True)
+            yield made
+    for level in (0.003, 0.01, 0.03, 0.3):
+        for power in (0.0, 1.0, 3.0):
+            options = dict(lr=lr, max_level=level, power=power)
+            yield at and trial('levels', tuned, of_task, 'olor', options, TUNING_SEED, 'val')
+    for rate in (3e-3, 1e-2, 3e-2):
+        for level in (0.02, 0.1):
+            sgd = dict(type='olor_mm.SGDOLOR', momentum=0.9, weight_decay=1e-4)
+            options = dict(lr=rate, max_level=level, optimizer=sgd)
+            yield trial('levels', tuned, of_task, 'olor', options, TUNING_SEED, 'val')
+    if tuned == 'fashion-50':
+        for seed in range(3):
+            for iters, batch, size in ((100, 32, 50), (200, 32, 50), (400, 32, 50), (200, 16, 50), (200, 32, 200)):
+                for half_life in (5, 10, 20, 40, 80, 160):
+                    options = dict(lr=lr, max_level=1 - 0.5 ** (1 / half_life))
+                    changed = dict(of_task, iters=iters, batch=batch, size=size)
+                    yield lr and trial('transfer', tuned, changed, 'olor', options, seed, 'test', half_life=half_life)
+        for seed in range(5):
+            for method in SEVEN:
+                options = choices.best(tuned, method)
+                first = dict(data='digits')
+                yield options and trial(
+                    'chain', 'digits, then fashion', of_task, method, options, seed, 'test', chain=first
+                )
+
+
+def detection_chain(choices: Choices) -> Iterator[dict | None]:
+    """Boxes of the digits 0 to 4, then of 5 to 9."""
+    for seed in range(3):
+        for method in ('full', 'layer_decay', 'l2sp_decoupled', 'olor'):
+            options = choices.best('composite boxes', method)
+            of_task = dict(TASKS['composite boxes'], subset='_new')
+            first = dict(subset='_old')
+            yield options and trial(
+                'chain', 'boxes of 0-4, then 5-9', of_task, method, options, seed, 'test', chain=first
+            )

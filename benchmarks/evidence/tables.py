@@ -1,0 +1,201 @@
+"""The tables of the study, in markdown, out of benchmarks/evidence/results.csv."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from plan import METHODS, TASKS, USED_ON, Choices
+
+from olor_mm.analysis.comparison import Measure, summarize, verdict
+
+PAGE = Path(__file__).resolve().parents[2] / 'docs/en/evidence.md'
+NAMES = dict(
+    full='full fine-tuning',
+    linear_probe='linear probing',
+    layer_decay='layer-wise lr decay',
+    l2sp='L2-SP',
+    l2sp_decoupled='L2-SP, decoupled',
+    spd='SPD',
+    olor='OLOR',
+    wise_ft='WiSE-FT',
+)
+NUMBERS = (
+    'value before old old_restored agreement kl agreement_restored kl_restored drift_shallow drift_middle drift_deep '
+    'drift_mean alpha half_life iters batch size seed'
+)
+KEPT = dict(
+    agreement_restored='agreement %, statistics put back',
+    kl_restored='KL, nats, put back',
+    agreement='agreement %, as it is',
+    drift_mean='drift %',
+)
+HEAD = """# Does it help?
+
+Printed by `make evidence` from [results.csv](../../benchmarks/evidence/results.csv), a row for every run with its
+settings, seed, commit and machine; `python benchmarks/evidence/study.py --again 3` runs three random rows again. All
+runs start from torchvision's ImageNet MobileNetV2, on {machines}. Learning rate and strength of every method are
+those that were best on the validation split, among {budget} settings for every method in classification and {dense}
+elsewhere, with one seed that is not among the others; the test split was looked at once, with the final runs.
+
+*Agreement* is the share of 124 crops of photos on which the old ImageNet classifier, put on the fine-tuned backbone,
+names the class that it did before; *KL* is the divergence from its original outputs. *Put back*: with the pre-trained
+norm statistics. *Drift* is ||w - w_0|| / ||w_0||, mean over the layers of the backbone. ± is the standard deviation
+over seeds. Differences to full fine-tuning are paired by seed, with a 95 % confidence interval (Student's t).
+"""
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    rows = [list(frame.columns), ['---'] + ['---:'] * (len(frame.columns) - 1), *frame.astype(str).values.tolist()]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
+def measure_of(task: str) -> tuple[Measure, float, int]:
+    """The metric of a task, the factor to what is printed, and digits: AP in points of 100."""
+    kind = next(of for tuned in TASKS for name, of in USED_ON.get(tuned, {tuned: TASKS[tuned]}).items() if name == task)
+    key = dict(classification='accuracy/top1', semantic='mIoU', detection='coco/bbox_mAP', instance='coco/segm_mAP')
+    factor = 100.0 if kind['kind'] in ('detection', 'instance') else 1.0
+    return Measure(key[kind['kind']]), factor, 1
+
+
+def mean_sd(values: pd.Series, digits: int = 1) -> str:
+    sd = f' ± {values.std():.{digits}f}' if values.count() > 1 else ''
+    return f'{values.mean():.{digits}f}{sd}'
+
+
+def final_table(rows: pd.DataFrame, task: str, reference: str = 'full', by: str = 'method') -> pd.DataFrame:
+    """Mean, spread, n, paired difference, and what was kept, a row a method (or variant)."""
+    measure, factor, digits = measure_of(task)
+    values = pd.DataFrame(
+        {'method': rows[by], 'seed': rows['seed'].astype('Int64'), str(measure): rows['value'] * factor}
+    )
+    order = [name for name in dict.fromkeys([reference, *METHODS, *rows[by]]) if name in set(rows[by])]
+    values = pd.concat([values[values['method'] == name] for name in order])
+    printed = []
+    for name, row in summarize(values, measure).iterrows():
+        of_method = rows[rows[by] == name]
+        interval = f'{row["difference"]:+.1f} [{row["low"]:+.1f}, {row["high"]:+.1f}]' if name != reference else ''
+        kept = {KEPT[key]: mean_sd(of_method[key] * (100 if 'drift' in key else 1)) for key in KEPT}
+        printed.append(
+            {
+                '': NAMES.get(name, name),
+                measure.key: mean_sd(of_method['value'] * factor, digits),
+                'n': int(row['n']),
+                'difference': interval,
+                'verdict': verdict(row, measure),
+                **kept,
+            }
+        )
+    return pd.DataFrame(printed)
+
+
+def pivot(rows: pd.DataFrame, index: str, columns: str, value: str, factor: float = 1.0) -> pd.DataFrame:
+    cells = (rows.assign(shown=rows[value] * factor)).groupby([index, columns])['shown'].mean().unstack(columns)
+    frame = cells.map(lambda cell: '' if np.isnan(cell) else f'{cell:.1f}').reset_index()
+    frame.columns = [str(index), *(f'{column:g}' for column in cells.columns)]
+    return frame
+
+
+def sections(results: list[dict]) -> list[str]:
+    """The page, part by part; a part without results is left out."""
+    table = pd.DataFrame(results)
+    for column in NUMBERS.split():
+        table[column] = pd.to_numeric(table[column])
+    machines = ', '.join(sorted(set(table['machine'])))
+    made = [HEAD.format(machines=machines, budget=6, dense=4)]
+    choices = Choices(results)
+    chosen = []
+    for tuned in TASKS:
+        for method in METHODS:
+            best = dict(alpha=choices.alpha(tuned)) if method == 'wise_ft' else choices.best(tuned, method)
+            if best and None not in best.values():
+                settings = ', '.join(f'{key} {value:g}' for key, value in best.items())
+                chosen.append({'task': tuned, 'method': NAMES[method], 'best on validation': settings})
+    for tuned in TASKS:
+        for task in USED_ON.get(tuned, [tuned]):
+            rows = table[(table['part'] == 'final') & (table['task'] == task)]
+            if len(rows):
+                made.append(f'## {task}\n\n{markdown(final_table(rows, task))}')
+    if chosen:
+        frame = pd.DataFrame(chosen).pivot(index='method', columns='task', values='best on validation')
+        made.append('## What was best on validation\n\n' + markdown(frame.fillna('').reset_index()))
+    for task, rows in table[table['part'] == 'ablation'].groupby('task'):
+        made.append(f'## Ablations, {task}\n\n{ABLATIONS}\n\n{markdown(final_table(rows, task, "olor", "variant"))}')
+    for task, rows in table[table['part'] == 'levels'].groupby('task'):
+        made.append(f'## Levels of OLOR, {task}, one seed, on validation\n\n{markdown(levels(rows))}')
+    rows = table[table['part'] == 'transfer']
+    if len(rows):
+        runs = rows.assign(
+            run=[f'{r.iters:g} steps of {r.batch:g}, {r.size:g} a class' for r in rows.itertuples()],
+            share=rows['half_life'] / rows['iters'],
+        )
+        for name, value, factor in (
+            ('top-1, %', 'value', 1),
+            ('drift, %', 'drift_mean', 100),
+            ('agreement, %', 'agreement_restored', 1),
+        ):
+            for columns, what in (('half_life', 'half-life in steps'), ('share', 'half-life as a share of the run')):
+                made.append(f'## {name}, by {what}\n\n{markdown(pivot(runs, "run", columns, value, factor))}')
+    rows = table[table['part'] == 'statistics']
+    for task, frozen in rows.groupby('task'):
+        updated = table[(table['part'] == 'final') & (table['task'] == task) & table['method'].isin(frozen['method'])]
+        both = pd.concat(
+            [
+                updated.assign(variant=updated['method'] + ', updated'),
+                frozen.assign(variant=frozen['method'] + ', frozen'),
+            ]
+        )
+        made.append(f'## Norm statistics, {task}\n\n{markdown(final_table(both, task, "full, updated", "variant"))}')
+    for task, rows in table[table['part'] == 'chain'].groupby('task'):
+        made.append(f'## Forgetting a task: {task}\n\n{CHAIN}\n\n{markdown(chain(rows))}')
+    return made
+
+
+ABLATIONS = """All at the learning rate chosen for OLOR and `max_level` 0.1 unless said; differences are to the first.
+*uniform*: the same level in all layers (`power=0`); *inverted*: the deepest block is pulled back most;
+*tensor*: layers counted as the reference code does; *constant*: the level does not follow the learning
+rate; *uniform_new*: provenance off, the new head is anchored to its random start as well; *strong*:
+level 0.3."""
+CHAIN = """The metric on the first task before the second was learned; after it, with the first head on what the
+second left of the rest; and that with the norm statistics of the first task put back."""
+
+
+def levels(rows: pd.DataFrame) -> pd.DataFrame:
+    options = [json.loads(text) for text in rows['options']]
+    shown = [
+        {
+            'optimizer': o.get('optimizer', {}).get('type', 'AdamW').split('.')[-1].removesuffix('OLOR'),
+            'lr': f'{o["lr"]:g}',
+            'max_level': f'{o["max_level"]:g}',
+            'power': f'{o.get("power", 1):g}',
+            'top-1': f'{row.value:.1f}',
+            'agreement %, put back': f'{row.agreement_restored:.1f}',
+            'drift %': f'{100 * row.drift_mean:.1f}',
+        }
+        for o, row in zip(options, rows.itertuples())
+    ]
+    return pd.DataFrame(shown)
+
+
+def chain(rows: pd.DataFrame) -> pd.DataFrame:
+    factor = 100 if rows['before'].max() <= 1 else 1
+    shown = []
+    for method in [method for method in METHODS if method in set(rows['method'])]:
+        of = rows[rows['method'] == method]
+        row = {'': NAMES[method], 'n': len(of), 'second task': mean_sd(of['value'] * factor)}
+        row['first task, before'] = mean_sd(of['before'] * factor)
+        row['after'] = mean_sd(of['old'] * factor)
+        row['after, statistics put back'] = mean_sd(of['old_restored'] * factor)
+        row['forgotten'] = mean_sd((of['before'] - of['old_restored']) * factor)
+        shown.append(row)
+    return pd.DataFrame(shown)
+
+
+def show(results: list[dict], console) -> None:
+    """Print the page and write it to docs."""
+    if not results:
+        console.print('there are no results yet')
+        return
+    page = '\n\n'.join(sections(results)) + '\n'
+    console.print(page, markup=False, highlight=False, soft_wrap=True)
+    PAGE.write_text(page)

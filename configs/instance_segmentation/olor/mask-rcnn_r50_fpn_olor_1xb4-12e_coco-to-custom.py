@@ -1,0 +1,9 @@
+# COCO Mask R-CNN -> your own classes.
+_base_ = './mask-rcnn_r50_fpn_olor_1xb4-12e_in1k-to-custom.py'
+
+model = dict(backbone=dict(init_cfg=None))  # the checkpoint brings the backbone as well
+load_from = (
+    'https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn/mask_rcnn_r50_fpn_1x_coco/'
+    'mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth'
+)
+optim_wrapper = dict(paramwise_cfg=dict(rollback=dict(min_level=1e-3)))  # neck and head are pre-trained too

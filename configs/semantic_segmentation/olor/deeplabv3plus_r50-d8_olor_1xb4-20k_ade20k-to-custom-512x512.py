@@ -1,0 +1,9 @@
+# ADE20K DeepLabV3+ -> your own classes.
+_base_ = './deeplabv3plus_r50-d8_olor_1xb4-20k_in1k-to-custom-512x512.py'
+
+model = dict(backbone=dict(init_cfg=None))  # the checkpoint brings the backbone as well
+load_from = (
+    'https://download.openmmlab.com/mmsegmentation/v0.5/deeplabv3plus/deeplabv3plus_r50-d8_512x512_160k_ade20k/'
+    'deeplabv3plus_r50-d8_512x512_160k_ade20k_20200615_124504-6135c7e0.pth'
+)
+optim_wrapper = dict(paramwise_cfg=dict(rollback=dict(min_level=1e-3)))  # neck and head are pre-trained too

@@ -1,0 +1,1 @@
+"""What ``python -m olor_mm`` does; nothing of OpenMMLab is imported before a command needs it."""

@@ -1,0 +1,70 @@
+"""``python -m olor_mm list``: all that a config can name, with what it does in a line."""
+
+import argparse
+import inspect
+import json
+import re
+from itertools import takewhile
+from pathlib import Path
+
+from .. import engine  # noqa: F401  (registers what it has)
+from ..optim import Rollback
+from ..optim.rules import RULES
+from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+from .packaged import packaged
+
+KINDS = ('optimizers', 'constructors', 'hooks', 'rules', 'fragments', 'configs')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('kinds', nargs='*', metavar='KIND', help=f'{", ".join(KINDS)} (default: all)')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def main(args: argparse.Namespace) -> None:
+    for kind in args.kinds:
+        if kind not in KINDS:
+            raise SystemExit(f'list: {kind!r} is none of {", ".join(KINDS)}')
+    found = {kind: entries for kind, entries in everything().items() if kind in (args.kinds or KINDS)}
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for kind, entries in found.items():
+        table = Table(title=kind, title_justify='left', box=None, show_header=False, padding=(0, 2, 0, 0))
+        for name, what in entries.items():
+            table.add_row(name, what)
+        console.print(table, '', soft_wrap=not console.is_terminal)
+
+
+def everything() -> dict[str, dict[str, str]]:
+    """Name and description of all there is, by kind: one of :data:`KINDS`."""
+    found = {
+        kind: {name: _first_sentence(item.__doc__) for name, item in sorted(registry.module_dict.items())}
+        for kind, registry in dict(optimizers=OPTIMIZERS, constructors=OPTIM_WRAPPER_CONSTRUCTORS, hooks=HOOKS).items()
+    }
+    found['rules'] = {name: _first_sentence(rule.__doc__) for name, rule in dict(olor=Rollback, **RULES).items()}
+    configs = packaged('configs')
+    files = sorted(configs.rglob('*.py'))
+    for kind, is_fragment in dict(fragments=True, configs=False).items():
+        found[kind] = {
+            f'olor_mm::{file.relative_to(configs).as_posix()}': _comment(file)
+            for file in files
+            if ('_base_' in file.parts) == is_fragment
+        }
+    return found
+
+
+def _first_sentence(doc: str | None) -> str:
+    text = ' '.join(inspect.cleandoc(doc or '').partition('\n\n')[0].split())
+    text = re.sub(r':\w+:`~?([^`]*)`|``([^`]*)``', lambda match: match[1] or match[2], text)
+    return re.split(r'(?<=[a-z0-9)])\. ', text)[0].rstrip('.')
+
+
+def _comment(file: Path) -> str:
+    """The first sentence of the comment that a config begins with."""
+    lines = takewhile(lambda line: line.startswith('# '), file.read_text().splitlines())
+    return _first_sentence(' '.join(line[2:] for line in lines))

@@ -1,0 +1,22 @@
+"""Where ``_base_ = 'mmseg::...'`` and ``'olor_mm::...'`` are looked for."""
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from mmengine.config import utils as config_utils
+
+
+def resolve_config_scopes() -> None:
+    """Make ``_base_ = 'mmseg::...'`` work whatever the distribution is called that mmseg comes from, and ours as well.
+
+    MMEngine looks scopes up by the name of the upstream distribution ('mmsegmentation'), which the OneDL one does not
+    have; the name of the module finds both. Scopes that it does not list, as ours, it refuses.
+    """
+    for scope, distribution in config_utils.MODULE2PACKAGE.items():
+        try:
+            version(distribution)
+        except PackageNotFoundError:
+            if find_spec(scope) is not None:
+                config_utils.MODULE2PACKAGE[scope] = scope
+    # a module of the package, where upstream's takes any distribution, an editable one too, to be in site-packages
+    config_utils.MODULE2PACKAGE['olor_mm'] = 'olor_mm.scopes'

@@ -1,0 +1,70 @@
+"""The study of methods: what it plans, how it chooses, and what its tables say."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+sys.path.insert(0, str(ROOT / 'benchmarks/evidence'))
+import plan
+import tables
+
+
+def row(trial: dict, value: float, **more) -> dict:
+    """A row of results.csv, whose values are texts."""
+    empty = dict.fromkeys([*tables.NUMBERS.split(), 'variant', 'machine'], '')
+    kept = dict.fromkeys(('agreement', 'kl', 'agreement_restored', 'kl_restored', 'drift_mean'), '0.5')
+    known = {**trial, 'options': json.dumps(trial['options']), 'seed': str(trial['seed'])}
+    return {**empty, **kept, **known, 'value': str(value), **more}
+
+
+def tuned(task: str) -> list[dict]:
+    """Results of tuning in which the second setting of every method is the best."""
+    return [
+        row(trial, 10.0 + (i == 1)) for method in plan.SEVEN for i, trial in enumerate(plan.tuning(task, method))
+    ] + [
+        row(trial, 5.0 + (alpha == 0.6), method='wise_ft', alpha=str(alpha), options='{}')
+        for trial in plan.tuning(task, 'full')
+        for alpha in plan.WISE_FT
+    ]
+
+
+@pytest.mark.parametrize('task', plan.TASKS)
+def test_every_method_has_the_same_budget(task):
+    assert len({len(plan.tuning(task, method)) for method in plan.SEVEN}) == 1
+
+
+def test_final_runs_take_what_was_best_on_validation_and_wait_for_it():
+    task = 'composite boxes'
+    before = [trial for trial in plan.plan([], [task]) if trial]
+    assert {trial['part'] for trial in before} == {'tuning'} and {trial['split'] for trial in before} == {'val'}
+    assert {trial['seed'] for trial in before} == {plan.TUNING_SEED}
+    after = [trial for trial in plan.plan(tuned(task), [task]) if trial]
+    final = [trial for trial in after if trial['part'] == 'final']
+    assert len(final) == 3 * len(plan.SEVEN) and {trial['split'] for trial in final} == {'test'}
+    assert plan.TUNING_SEED not in {trial['seed'] for trial in final}
+    for trial in final:
+        assert trial['options'] == plan.tuning(task, trial['method'])[1]['options']
+    assert {tuple(trial['wise_ft']) for trial in final if trial['method'] == 'full'} == {(0.6,)}
+
+
+def test_trials_have_keys_of_their_own():
+    trials = [trial for trial in plan.plan(tuned('fashion-50'), ['fashion-50']) if trial]
+    assert len({trial['key'] for trial in trials}) == len(trials)
+
+
+def test_the_table_has_paired_differences_with_students_interval():
+    task = 'composite boxes'
+    values = dict(full=(0.10, 0.20, 0.40), olor=(0.12, 0.21, 0.45), spd=(0.05, 0.11, 0.30))
+    final = [trial for trial in plan.plan(tuned(task), [task]) if trial and trial['part'] == 'final']
+    results = tuned(task) + [row(t, values[t['method']][t['seed']]) for t in final if t['method'] in values]
+    page = '\n\n'.join(tables.sections(results))
+    differences = [2.0, 1.0, 5.0]
+    half = stats.t.ppf(0.975, 2) * stats.tstd(differences) / 3**0.5
+    mean = sum(differences) / 3
+    assert (
+        f'| OLOR | 26.0 ± 17.1 | 3 | {mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] | no difference shown' in page
+    )
+    assert '| SPD | 15.3 ± 13.1 | 3 | -8.0 [-14.6, -1.4] | worse' in page  # by hand: -5, -9, -10

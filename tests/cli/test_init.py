@@ -1,0 +1,366 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSIFICATION, ROOT, run, train
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from PIL import Image
+
+from olor_mm.__main__ import main
+
+OWN = dict(
+    classification=CLASSIFICATION,
+    detection='configs/detection/olor/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py',
+    instance_segmentation='configs/instance_segmentation/olor/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py',
+    semantic_segmentation='configs/semantic_segmentation/olor/mobilenet-v2-d8_fcn_olor_1xb8-80iter_nuclei-128px.py',
+)
+DATA = dict(
+    classification=('digits', 'mmpretrain'),
+    detection=('trees', 'mmdet'),
+    instance_segmentation=('composite', 'mmdet'),
+    semantic_segmentation=('nuclei', 'mmseg'),
+)
+STOCK = [
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'detection'),
+    ('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 'detection'),
+    ('mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py', 'semantic_segmentation'),
+    ('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', 'classification'),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [
+            ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'detection'),
+            ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', 'detection'),
+            ('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', 'detection'),
+            ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'instance_segmentation'),
+            ('mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py', 'instance_segmentation'),
+            ('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', 'instance_segmentation'),
+            ('mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', 'instance_segmentation'),
+            ('mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py', 'semantic_segmentation'),
+            ('mmseg::fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py', 'semantic_segmentation'),
+            ('mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-160k_ade20k-512x512.py', 'semantic_segmentation'),
+            ('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', 'semantic_segmentation'),
+            ('mmseg::point_rend/pointrend_r50_4xb4-160k_ade20k-512x512.py', 'semantic_segmentation'),
+            ('mmpretrain::resnet/resnet50_8xb32_in1k.py', 'classification'),
+            ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', 'classification'),
+            ('mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py', 'classification'),
+        ]
+    ),
+]
+
+
+def init(*arguments) -> None:
+    """``python -m olor_mm init`` in this process."""
+    before = sys.argv
+    sys.argv = ['olor_mm', 'init', *map(str, arguments)]
+    try:
+        main()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """Six images with a box and a mask each, of two classes, in the layout of Roboflow."""
+    folder = tmp_path / 'boxes'
+    (folder / 'train').mkdir(parents=True)
+    images, annotations = [], []
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / 'train' / f'{i}.png')
+        images.append(dict(id=i, file_name=f'{i}.png', width=60, height=40))
+        box = [5, 6, 20, 10]
+        polygon = [[5, 6, 25, 6, 25, 16, 5, 16]]
+        entry = dict(id=i, image_id=i, category_id=1 + i % 2, bbox=box, area=200, iscrowd=0, segmentation=polygon)
+        annotations.append(entry)
+    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='a'), dict(id=2, name='b')])
+    (folder / 'train/_annotations.coco.json').write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def masks(tmp_path) -> Path:
+    folder = tmp_path / 'masks'
+    rng = np.random.default_rng(0)
+    for name in ('images', 'masks'):
+        (folder / name).mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (32, 48, 3), dtype=np.uint8)).save(folder / f'images/{i}.jpg')
+        Image.fromarray(rng.integers(0, 3, (32, 48), dtype=np.uint8)).save(folder / f'masks/{i}.png')
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in 'xyz':
+        (tmp_path / 'classes' / name).mkdir(parents=True)
+        for i in range(5):
+            image = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+            image.save(tmp_path / 'classes' / name / f'{i} of {name}.png')
+    return tmp_path / 'classes'
+
+
+@pytest.mark.parametrize(
+    'task', ['classification', *(pytest.param(task, marks=pytest.mark.slow) for task in list(DATA)[1:])]
+)
+def test_what_is_written_trains_and_is_tested(task, data, tmp_path):
+    name, library = DATA[task]
+    out = tmp_path / 'own.py'
+    weights = data / f'weights/mobilenet_v2_{library}.pth'
+    init(
+        data / name, '--task', task, '--config', ROOT / OWN[task], '--checkpoint', weights, '--epochs', 1, '--out', out
+    )
+    two = ['train_dataloader.batch_size=2', 'train_dataloader.dataset.indices=4', 'val_dataloader.dataset.indices=2']
+    done = train(out, tmp_path / 'run', *two, 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0')
+    assert re.search(r'are pre-trained and rolled back \(backbone (\d+) of \1\)', done.stdout)
+    best = {'classification': 'accuracy', 'semantic_segmentation': 'mIoU'}.get(task, 'coco')
+    assert list((tmp_path / 'run').glob(f'best_{best}*.pth')) and (tmp_path / 'run/epoch_1.pth').is_file()
+    checkpoint = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+    assert checkpoint['meta']['iter'] == 2
+
+
+@pytest.mark.parametrize('config, task', STOCK)
+def test_stock_configs_get_the_classes_of_the_data(config, task, request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fixture = dict(classification='folders', semantic_segmentation='masks').get(task, 'coco')
+    classes = dict(folders=['x', 'y', 'z'], masks=['class 0', 'class 1', 'class 2'], coco=['a', 'b'])[fixture]
+    folder = request.getfixturevalue(fixture)
+    scope = config.partition('::')[0]
+    options = []
+    if scope == 'mmpretrain' or 'yolox' in config:  # trained from scratch
+        stock = Config.fromfile(Path(__import__(scope).__file__).parent / '.mim/configs' / config.partition('::')[2])
+        with DefaultScope.overwrite_default_scope(scope):
+            torch.save(MODELS.build(dict(stock.model)).state_dict(), 'weights.pth')
+        options = ['--checkpoint', 'weights.pth']
+    init(folder, '--task', task, '--config', config, '--out', 'own.py', *options)
+    cfg = Config.fromfile('own.py')
+    assert list(cfg.classes) == classes
+    with DefaultScope.overwrite_default_scope(scope):
+        cfg.model.pop('pretrained', None)
+        model = MODELS.build(cfg.model)
+        loaders = [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]
+        train_set, val_set = (DATASETS.build(loader) for loader in loaders)
+        for dataset in (train_set, val_set):
+            assert list(dataset.metainfo['classes']) == classes and dataset[0]['inputs'].ndim == 3
+        assert len(val_set) == dict(folders=3, masks=1, coco=1)[fixture]
+    counts = {
+        name: module.num_classes
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, 'num_classes', None), int) and 'rpn' not in name
+    }
+    assert counts and set(counts.values()) == {len(classes)}, counts
+    steps = cfg.train_cfg.max_epochs * -(-len(train_set) // cfg.train_dataloader.batch_size)
+    assert cfg.param_scheduler[0].end <= steps / 10 or cfg.param_scheduler[0].type == 'CosineAnnealingLR'
+    assert not list(folder.rglob('own*')), 'nothing is written into the folder of the data'
+
+
+def drop_annotations(folder):
+    (folder / 'train/_annotations.coco.json').unlink()
+
+
+def edit(change):
+    def damage(folder):
+        file = folder / 'train/_annotations.coco.json'
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+    return damage
+
+
+def copy_to_test(folder):
+    shutil.copytree(folder / 'train', folder / 'test')
+
+
+RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+BAD_COCO = {
+    'no annotation file': drop_annotations,
+    'is not JSON': lambda folder: (folder / 'train/_annotations.coco.json').write_text('{'),
+    'has no categories': edit(lambda content: content.pop('categories')),
+    'has no images': edit(lambda content: content.update(images=[])),
+    'are nowhere in': lambda folder: [file.unlink() for file in (folder / 'train').glob('*.png')],
+    'images that are not there: 1, first .*3.png': lambda folder: (folder / 'train/3.png').unlink(),
+    'images that cannot be read: 1, first .*3.png': lambda folder: (folder / 'train/3.png').write_bytes(b'no image'),
+    'of another size than annotated: 1, first .* of 60x40, annotated as 61x40': edit(
+        lambda content: content['images'][0].update(width=61)
+    ),
+    r'outside the image.*: 1, first annotation 2, bbox \[50, 6, 30, 10\] in 60x40': edit(
+        lambda content: content['annotations'][2].update(bbox=[50, 6, 30, 10])
+    ),
+    'or without area: 1, first annotation 1': edit(lambda content: content['annotations'][1].pop('area')),
+    'unknown image_id or category_id.*: 1, first annotation 4': edit(
+        lambda content: content['annotations'][4].update(category_id=9)
+    ),
+    'classes without an annotation.*: 1, first c': edit(
+        lambda content: content['categories'].append(dict(id=3, name='c'))
+    ),
+    'some twice': edit(lambda content: content['categories'].append(dict(id=3, name='a'))),
+    'all 6 images of validation are training images too': copy_to_test,
+    'several annotation files': lambda folder: (folder / 'train/more.json').write_text('{}'),
+}
+
+
+@pytest.mark.parametrize('message', BAD_COCO)
+def test_boxes_that_are_not_what_they_seem_are_refused(message, coco, tmp_path, capsys):
+    BAD_COCO[message](coco)
+    with pytest.raises(SystemExit) as refused:
+        init(coco, '--task', 'detection', '--config', RETINANET, '--out', tmp_path / 'own.py')
+    assert_said(message, refused, capsys)
+    assert not list(tmp_path.glob('*.*')), 'nothing was written'
+
+
+def assert_said(message, refused, capsys) -> None:
+    told = f'{refused.value} {capsys.readouterr().err}'
+    assert re.search(message, told), told
+
+
+def mask(values):
+    def damage(folder):
+        for file in (folder / 'masks').glob('*.png'):
+            Image.fromarray(values(np.asarray(Image.open(file)))).save(file)
+
+    return damage
+
+
+BAD_MASKS = {
+    'has no folder of images beside one of masks': lambda folder: shutil.rmtree(folder / 'masks'),
+    'images without a mask: 1, first .*2.jpg': lambda folder: (folder / 'masks/2.png').unlink(),
+    r'masks have the values \[9\], first in .*, and the 3 classes are 0 to 2': mask(
+        lambda values: np.where(values == 1, 9, values).astype(np.uint8)
+    ),
+    'values 0 and 255 alone.*write the second class as 1': mask(lambda values: (values > 0).astype(np.uint8) * 255),
+    'has colours': mask(lambda values: np.stack([values] * 3, -1)),
+    'masks of another size than the image': mask(lambda values: np.ascontiguousarray(values.T)),
+    'classes that no mask has: 1, first b': mask(lambda values: np.where(values == 1, 0, values).astype(np.uint8)),
+    'takes one of them': lambda folder: (folder / 'images/0.jpg').rename(folder / 'images/0.png'),
+}
+
+
+@pytest.mark.parametrize('message', BAD_MASKS)
+def test_masks_that_are_not_what_they_seem_are_refused(message, masks, tmp_path, capsys):
+    BAD_MASKS[message](masks)
+    stock = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
+    with pytest.raises(SystemExit) as refused:
+        init(
+            masks, '--task', 'semantic_segmentation', '--config', stock, '--classes', *'abc', '--out', tmp_path / 'o.py'
+        )
+    assert_said(message, refused, capsys)
+
+
+BAD_FOLDERS = {
+    'class folders without images: 1, first .*new': lambda folder: (folder / 'new').mkdir(),
+    'has 1 folders': lambda folder: [shutil.rmtree(folder / name) for name in 'xy'],
+    'images that cannot be read: 1': lambda folder: (folder / 'x/broken.jpg').write_bytes(b'\xff\xd8\xff'),
+}
+
+
+@pytest.mark.parametrize('message', BAD_FOLDERS)
+def test_folders_that_are_not_what_they_seem_are_refused(message, folders, tmp_path, capsys):
+    BAD_FOLDERS[message](folders)
+    with pytest.raises(SystemExit) as refused:
+        init(folders, '--task', 'classification', '--config', ROOT / CLASSIFICATION, '--out', tmp_path / 'own.py')
+    assert_said(message, refused, capsys)
+
+
+def test_configs_and_weights_that_do_not_fit_are_refused(coco, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases = [
+        (
+            coco,
+            'detection',
+            'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+            [],
+            'is of the task instance_segmentation',
+        ),
+        (
+            coco,
+            'detection',
+            'mmseg::fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py',
+            [],
+            'of the task semantic_segmentation',
+        ),
+        (coco, 'detection', 'mmdet::retinanet/none.py', [], 'is not a file'),
+        (folders, 'classification', 'mmpretrain::resnet/resnet50_8xb32_in1k.py', [], 'names no pre-trained weights'),
+        (coco, 'detection', RETINANET, ['--checkpoint', 'none.pth'], '--checkpoint none.pth is not a file'),
+        (coco, 'detection', RETINANET, ['--checkpoint', 'other.pth'], 'does not fit the model: .* it has 0%'),
+        (coco, 'detection', RETINANET, ['--epochs', '0'], '--epochs 0 is not above 0'),
+        (coco, 'detection', RETINANET, ['--out', 'own.txt'], 'has to end with .py'),
+        (coco, 'detection', RETINANET, ['--classes', 'z'], r"\['z'\] not"),
+        (tmp_path / 'none', 'detection', RETINANET, [], 'is not a folder'),
+    ]
+    torch.save(dict(state_dict=dict(weight=torch.ones(2))), 'other.pth')
+    for folder, task, config, options, message in cases:
+        with pytest.raises(SystemExit, match=message):
+            init(folder, '--task', task, '--config', config, *options)
+    with pytest.raises(SystemExit, match='--task is missing'):
+        init(coco)  # not on a terminal
+    assert not list(tmp_path.glob('*.py'))
+
+
+def test_a_validation_set_is_split_off_and_problems_can_be_overruled(coco, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    edit(lambda content: content['categories'].append(dict(id=3, name='c')))(coco)
+    init(coco, '--task', 'detection', '--config', RETINANET, '--force')
+    cfg = Config.fromfile('boxes_detection.py')
+    parts = [json.loads(Path(cfg[f'{split}_dataloader'].dataset.ann_file).read_text()) for split in ('train', 'val')]
+    assert [len(part['images']) for part in parts] == [5, 1]
+    ids = [{image['id'] for image in part['images']} for part in parts]
+    assert not ids[0] & ids[1]
+    assert all({a['image_id'] for a in part['annotations']} == own for part, own in zip(parts, ids))
+    assert cfg.model.bbox_head.num_classes == 3
+    said = capsys.readouterr()
+    assert '1 of 6 images were split off' in said.out and 'problem: _annotations.coco.json: classes without' in said.err
+    with pytest.raises(SystemExit, match='is there already'):
+        init(coco, '--task', 'detection', '--config', RETINANET, '--classes', 'a', 'b')
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no pseudo terminals')
+def test_it_asks_on_a_terminal(coco, tmp_path):
+    import pty
+
+    read, write = pty.openpty()
+    os.write(read, f'{coco}\ndetection\n{RETINANET}\n\n'.encode())
+    code = 'import sys; from olor_mm.__main__ import main; main()'
+    script = tmp_path / 'ask.py'
+    script.write_text(f'import os, sys\nos.dup2({write}, 0)\n{code}\n')
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', script, 'init'],
+        cwd=tmp_path,
+        pass_fds=[write],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'Config to start from [mmdet::faster_rcnn' in done.stdout
+    assert (tmp_path / 'boxes_detection.py').is_file()
+
+
+def test_the_command_line_names_what_it_has():
+    done = run(sys.executable, '-m', 'olor_mm', 'list', '--json')
+    found = json.loads(done.stdout[done.stdout.index('{') :])
+    assert found['optimizers'].keys() >= {'AdamWOLOR', 'SGDOLOR', 'OLOR', 'ZeroRedundancyOptimizerOLOR'}
+    assert list(found['constructors']) == ['OLOROptimWrapperConstructor']
+    assert found['rules'].keys() == {'olor', 'l2sp', 'l2sp_decoupled', 'spd'}
+    assert 'olor_mm::_base_/rollback.py' in found['fragments']
+    files = {file.relative_to(ROOT / 'configs').as_posix() for file in (ROOT / 'configs').rglob('*.py')}
+    assert {name.removeprefix('olor_mm::') for name in [*found['fragments'], *found['configs']]} == files
+    assert all(what for entries in found.values() for what in entries.values())
+
+
+def test_it_lists_what_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['olor_mm', 'list', 'hooks'])
+    main()
+    table = capsys.readouterr().out
+    assert 'SafeCheckpointHook' in table and 'AdamWOLOR' not in table
+    monkeypatch.setattr(sys, 'argv', ['olor_mm', 'list', 'hook'])
+    with pytest.raises(SystemExit, match="'hook' is none of optimizers"):
+        main()

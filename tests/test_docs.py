@@ -1,0 +1,179 @@
+"""README and docs do what they say: every block of code in them is run as it stands, and the pages build."""
+
+import ast
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import SkipTest
+
+import pytest
+from conftest import CLASSIFICATION, ROOT, run
+from markdown_it import MarkdownIt
+from mmengine.config import Config
+from sybil import Document, Example
+from sybil.parsers.myst import CodeBlockParser, SkipParser
+
+from launch import config_file
+
+PAGES = [path.relative_to(ROOT) for path in [ROOT / 'README.md', *sorted((ROOT / 'docs/en').rglob('*.md'))]]
+PAGES = [page for page in PAGES if '_build' not in page.parts]
+RUN = ('python', 'bash')
+SHOWN = ('text', '{toctree}', '{eval-rst}', '{literalinclude}')
+FILE_NAME = re.compile(r'# ([\w./-]+\.py)\n')
+
+
+def run_python(example: Example) -> None:
+    """A block whose first line is a comment with the name of a file is that file; any other is run."""
+    code = str(example.parsed)
+    if named := FILE_NAME.match(code):
+        Path(named[1]).write_text(code)
+        return
+    exec(compile('\n' * example.line + code, example.path, 'exec'), example.namespace)
+
+
+def run_bash(example: Example) -> None:
+    done = subprocess.run(
+        ['bash', '-euo', 'pipefail', '-c', str(example.parsed)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={
+            **os.environ,
+            'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+            'PYTHONPATH': f'{ROOT}:{os.environ.get("PYTHONPATH", "")}',
+        },
+    )
+    example.namespace['output'] = done.stdout
+    assert done.returncode == 0, f'{example.path}:{example.line}:\n{example.parsed}\n{done.stdout[-6000:]}'
+
+
+def run_page(page: Path, folder: Path, quick: bool) -> None:
+    """Run the blocks of a page in their order, in a folder that looks like the root of the repository."""
+    for entry in ROOT.iterdir():
+        if entry.name not in ('.git', '.cache', 'work_dirs'):
+            (folder / entry.name).symlink_to(entry)
+    parsers = [CodeBlockParser('python', run_python), CodeBlockParser('bash', run_bash), SkipParser()]
+    document = Document.parse(str(ROOT / page), *parsers)
+    made = (ROOT / '.venv/.ready').is_file()
+    document.namespace.update(quick=quick, made=made, page=ROOT / page)
+    for example in document:
+        try:
+            example.evaluate()
+        except SkipTest:
+            assert quick or not made, f'{page}:{example.line} is never run'
+
+
+def fences(page: Path) -> list:
+    return [t for t in MarkdownIt().parse((ROOT / page).read_text()) if t.type in ('fence', 'code_block')]
+
+
+QUICK = [page for page in PAGES if any(token.info.strip() in RUN for token in fences(page))]
+SLOW = [page for page in QUICK if 'if(quick' in (ROOT / page).read_text()]
+
+
+@pytest.mark.parametrize('page', QUICK, ids=str)
+def test_the_blocks_of_a_page_run(page, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(page, tmp_path, quick=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('page', SLOW, ids=str)
+def test_the_blocks_of_a_page_run_with_the_long_ones(page, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(page, tmp_path, quick=False)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_every_block_says_whether_it_is_run(page):
+    for token in fences(page):
+        where = f'{page}:{token.map[0] + 1}'
+        assert token.type == 'fence', f'{where}: by indentation; fence it'
+        assert token.info.split()[:1] and token.info.split()[0] in (*RUN, *SHOWN), f'{where}: {token.info!r}'
+        if token.info.split()[0] == 'text':
+            assert not re.match(r'\s*(python|pip|make|tools/|cd) ', token.content), (
+                f'{where}: a command that is not run'
+            )
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_links_lead_to_files_that_exist(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r'\]\(([^)#:\s]+)(?:#[\w-]+)?\)', text):
+        assert ((ROOT / page).parent / link).exists(), f'{page}: {link}'
+    if page.name == 'coverage.md':  # names configs of other packages
+        return
+    for path in re.findall(r'(?:configs|tools|demo|examples|benchmarks)/[\w/.-]+\.(?:py|sh)', text):
+        assert (ROOT / path).is_file(), f'{page}: {path}'
+
+
+def test_every_fragment_for_other_ways_is_taken_as_the_docs_say(tmp_path, monkeypatch):
+    page = ROOT / 'docs/en/baselines.md'
+    [code] = [token.content for token in fences(page) if 'finetune_hooks' in token.content]
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    stock = 'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'
+    fragments = sorted((ROOT / 'configs/_base_/finetune').glob('*.py'))
+    for fragment in fragments:
+        assert f'| `{fragment.name}` |' in page.read_text()
+        for base in (stock, CLASSIFICATION):
+            config = tmp_path / 'config.py'
+            config.write_text(code.replace('l2sp.py', fragment.name).replace(stock, base))
+            cfg = Config.fromfile(config)
+            assert cfg.optim_wrapper == cfg.finetune_optim_wrapper
+            # a base with hooks and imports of its own keeps them
+            assert cfg.custom_hooks == [
+                *Config.fromfile(config_file(base)).get('custom_hooks', []), *cfg.finetune_hooks
+            ]  # fmt: skip
+    assert len(fragments) == 7
+
+
+def sentences(file: Path) -> list[str]:
+    """The strings in a source file, with '...' for what is put into them."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else '...' for part in node.values]
+            found.append(''.join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
+
+
+def test_the_messages_of_trouble_shooting_are_those_of_the_source():
+    quoted = re.findall(r'^### `(.*)`$', (ROOT / 'docs/en/troubleshooting.md').read_text(), re.M)
+    known = [
+        text for folder in ('olor_mm', 'tools') for file in (ROOT / folder).rglob('*.py') for text in sentences(file)
+    ]
+    for message in quoted:
+        pattern = re.compile('.*'.join(re.escape(part) for part in message.split('...')))
+        assert any(pattern.search(text) for text in known), message
+    assert len(quoted) > 30
+
+
+@pytest.mark.parametrize('module', [m.name for m in pkgutil.walk_packages([str(ROOT / 'olor_mm')], 'olor_mm.')])
+def test_the_examples_in_docstrings_run(module):
+    failed, _ = doctest.testmod(importlib.import_module(module))
+    assert not failed
+
+
+def test_the_figures_are_those_that_the_script_draws(tmp_path):
+    from matplotlib.testing.compare import compare_images
+
+    run(sys.executable, 'docs/draw_figures.py', '--out', tmp_path)
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(path.name for path in (ROOT / 'docs/en/figures').iterdir()) and len(drawn) == 2
+    for name in drawn:
+        difference = compare_images(ROOT / 'docs/en/figures' / name, tmp_path / name, tol=1)
+        assert difference is None, difference
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip('sphinx')
+    options = ['--fail-on-warning', '--keep-going', '-q']
+    run(sys.executable, '-m', 'sphinx', *options, '-d', tmp_path / 'doctrees', 'docs/en', tmp_path / 'html')
+    assert (tmp_path / 'html/index.html').is_file()

@@ -1,0 +1,153 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+HEAVY = ('mmengine.runner', 'mmengine.optim', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch.distributed.fsdp', 'numba')
+
+
+def python(code: str, cwd: Path, *arguments: str, path: Path = ROOT) -> str:
+    """What code prints, in a Python of its own that finds olor_mm in ``path``."""
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', *(['-c', code] if code else []), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(path)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def sources(tmp_path_factory) -> Path:
+    """A copy of what is under version control: a build leaves files beside the sources."""
+    copy = tmp_path_factory.mktemp('sources')
+    files = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in files.splitlines():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    return copy
+
+
+@pytest.fixture(scope='module')
+def wheel(sources, tmp_path_factory) -> Path:
+    """The wheel that comes out of the sdist, unpacked."""
+    dist = tmp_path_factory.mktemp('dist')
+    build = 'import sys, setuptools.build_meta as build; build.build_{}(sys.argv[1])'
+    python(build.format('sdist'), sources, dist)
+    [sdist] = dist.glob('*.tar.gz')
+    subprocess.run(['tar', 'xzf', sdist, '-C', dist], check=True)
+    python(build.format('wheel'), dist / sdist.name.removesuffix('.tar.gz'), dist)
+    [file] = dist.glob('*.whl')
+    with zipfile.ZipFile(file) as entries:
+        entries.extractall(dist / 'site')
+    return dist / 'site'
+
+
+def test_the_wheel_carries_configs_tools_and_the_model_index(wheel, sources):
+    for name in ('configs', 'tools'):
+        carried = {f.relative_to(wheel / 'olor_mm/.mim') for f in (wheel / 'olor_mm/.mim' / name).rglob('*.*')}
+        assert carried == {f.relative_to(sources) for f in (sources / name).rglob('*.*')}
+    assert (wheel / 'olor_mm/.mim/model-index.yml').read_text() == (ROOT / 'model-index.yml').read_text()
+    assert not [f for f in wheel.iterdir() if f.name != 'olor_mm' and not f.name.endswith('.dist-info')]
+    [metadata] = wheel.glob('*.dist-info/METADATA')
+    fields = message_from_string(metadata.read_text())
+    assert fields['Version'] == python('import olor_mm; print(olor_mm.__version__)', wheel).strip()
+    needs = fields.get_all('Requires-Dist')
+    # whatever torch a user has stays, and of mm* nothing is asked for without an extra
+    assert [line for line in needs if 'extra' not in line] == ['torch']
+    for stack, extra in dict(onedl='onedl', upstream='openmmlab').items():
+        for pinned in (ROOT / f'requirements/{stack}/openmmlab.txt').read_text().splitlines():
+            if re.match('(onedl-)?mm', pinned):
+                assert f'{pinned.replace("==", "~=")}; extra == "{extra}"' in needs
+
+
+def test_it_works_from_the_wheel_alone(wheel, tmp_path):
+    (tmp_path / 'own.py').write_text(
+        "_base_ = ['mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', 'olor_mm::_base_/rollback.py']\n"
+        'optim_wrapper = dict(_delete_=True, **_base_.olor_optim_wrapper)\n'
+    )
+    report = python('', tmp_path, '-m', 'olor_mm', 'print_rollback', 'own.py', '--images', '10', path=wheel)
+    assert 'backbone.layer4' in report
+    code = (
+        'import olor_mm\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.optim import build_optim_wrapper\n'
+        'from mmengine.registry import MODELS, DefaultScope\n'
+        'cfg = Config.fromfile("own.py")\n'
+        'with DefaultScope.overwrite_default_scope("mmdet"):\n'
+        '    print(type(build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper).optimizer).__name__)'
+    )
+    assert python(code, tmp_path, path=wheel).split()[-1] == 'AdamWOLOR'
+    for tool in ('tools/train.py', 'tools/test.py', 'tools/dataset_converters/embedded.py'):
+        assert 'usage' in python('', tmp_path, wheel / 'olor_mm/.mim' / tool, '-h', path=wheel)
+
+
+def test_an_editable_install_has_links_to_what_is_edited(sources, tmp_path):
+    python('import sys, setuptools.build_meta as build; build.build_editable(sys.argv[1])', sources, tmp_path)
+    mim = sources / 'olor_mm/.mim'
+    for name in ('configs', 'tools', 'model-index.yml'):
+        assert (mim / name).is_symlink() and (mim / name).samefile(sources / name)
+
+
+def test_importing_costs_little():
+    """Next to nothing on top of torch and mmengine: no part of it that takes long is imported."""
+    code = (
+        'import sys, torch, mmengine\nbefore = set(sys.modules)\nimport olor_mm, olor_mm.optim\n'
+        'print(*sorted(set(sys.modules) - before))'
+    )
+    new = python(code, ROOT).split()
+    assert not [name for name in new if name.startswith(HEAVY)]
+    assert not [name for name in new if name.partition('.')[0] != 'olor_mm']
+
+
+@pytest.mark.parametrize('scope, is_imported', [('mmengine', False), ('mmdet', True), ('mmpretrain', False)])
+def test_types_are_found_in_any_scope(scope, is_imported):
+    """By the scope's name with nothing imported, and by their own name after custom_imports."""
+    code = (
+        'import sys, json, torch\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.registry import HOOKS, OPTIMIZERS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope\n'
+        'scope, prefix = sys.argv[1:]\n'
+        'p = [torch.nn.Parameter(torch.ones(1))]\n'
+        'wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1.0))\n'
+        'with DefaultScope.overwrite_default_scope(scope):\n'
+        '    if not prefix: __import__("olor_mm")\n'
+        '    made = [OPTIMIZERS.build(dict(type=prefix + name, params=p)) for name in ("AdamWOLOR", "NAdamOLOR")]\n'
+        '    made.append(OPTIMIZERS.build(dict(type=prefix + "OLOR", params=p, base=dict(type="SGD", lr=1.0))))\n'
+        '    name = prefix + "OLOROptimWrapperConstructor"\n'
+        '    made.append(OPTIM_WRAPPER_CONSTRUCTORS.build(dict(type=name, optim_wrapper_cfg=wrapper)))\n'
+        '    made += [HOOKS.build(dict(type=prefix + name)) for name in ("SafeCheckpointHook", "FreezeBackboneHook")]\n'
+        '    print(json.dumps([type(each).__name__ for each in made]))'
+    )
+    said = python(code, ROOT, scope, '' if is_imported else 'olor_mm.').splitlines()[-1]
+    assert json.loads(said) == [
+        'AdamWOLOR',
+        'NAdamOLOR',
+        'SGDOLOR',
+        'OLOROptimWrapperConstructor',
+        'SafeCheckpointHook',
+        'FreezeBackboneHook',
+    ]
+
+
+def test_an_old_torch_is_named():
+    code = 'import torch\ntorch.__version__ = type(torch.__version__)("2.0.1")\nimport olor_mm'
+    with pytest.raises(AssertionError, match=r'needs torch 2\.1 or later, and 2\.0\.1 is installed'):
+        python(code, ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stack', ['onedl', 'upstream'])
+def test_the_wheel_trains_in_an_empty_environment(stack, data):
+    """10 to 20 minutes each; python3.11 and a package index are needed."""
+    subprocess.run(['bash', ROOT / 'tools/check_install.sh', stack], check=True)
