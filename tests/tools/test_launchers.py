@@ -305,7 +305,7 @@ def test_wrong_settings_stop_the_tool_before_training(data, tmp_path, options, m
 
 def test_missing_config_and_usage_are_plain():
     done = run(sys.executable, 'tools/train.py', 'no/such.py', check=False)
-    assert done.returncode and done.stdout.strip() == "config 'no/such.py' is not a file"
+    assert done.returncode and done.stdout.strip() == "config 'no/such.py' is not a file; give the path of a config"
     for script in ('dist_train.sh', 'dist_test.sh'):
         done = run('bash', f'tools/{script}', check=False)
         assert done.returncode == 2 and done.stdout.startswith('usage: ')
