@@ -14,13 +14,13 @@ LENGTH = {10: 100, 50: 200, 200: 400}  # iterations for so many images a class
 # what is tuned, and the tasks the choice is used on, with the seeds of the final runs
 TASKS = {
     'fashion-50': dict(FASHION, size=50, batch=32, iters=LENGTH[50]),
-    'composite boxes': dict(kind='detection', data='composite', batch=4, iters=200),
     'nuclei masks': dict(kind='instance', data='nuclei', batch=4, iters=80),
-    'digits-50': dict(DIGITS, size=50, batch=32, iters=LENGTH[50]),
-    'composite pixels': dict(kind='semantic', data='composite', batch=4, iters=120),
     'nuclei pixels': dict(kind='semantic', data='nuclei', batch=4, iters=60),
-    'composite masks': dict(kind='instance', data='composite', batch=4, iters=200),
+    'composite boxes': dict(kind='detection', data='composite', batch=4, iters=150),
+    'digits-50': dict(DIGITS, size=50, batch=32, iters=LENGTH[50]),
     'tree boxes': dict(kind='detection', data='trees', batch=4, iters=100),
+    'composite masks': dict(kind='instance', data='composite', batch=4, iters=150),
+    'composite pixels': dict(kind='semantic', data='composite', batch=4, iters=80),
 }
 USED_ON = {
     f'{name}-50': {f'{name}-{size}': dict(kind, size=size, batch=32, iters=LENGTH[size]) for size in LENGTH}
@@ -99,7 +99,7 @@ def plan(results: list[dict], tasks: list[str]) -> Iterator[dict | None]:
                     options = choices.best(tuned, method)
                     more = dict(wise_ft=[choices.alpha(tuned)]) if method == 'full' else {}
                     yield options and trial('final', task, of_task, method, options, seed, 'test', **more)
-        if tuned in USED_ON:
+        if tuned == 'fashion-50':
             yield from studies(tuned, choices)
         if tuned == 'composite boxes':
             yield from detection_chain(choices)
@@ -134,20 +134,19 @@ def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:
             sgd = dict(type='olor_mm.SGDOLOR', momentum=0.9, weight_decay=1e-4)
             options = dict(lr=rate, max_level=level, optimizer=sgd)
             yield trial('levels', tuned, of_task, 'olor', options, TUNING_SEED, 'val')
-    if tuned == 'fashion-50':
-        for seed in range(3):
-            for iters, batch, size in ((100, 32, 50), (200, 32, 50), (400, 32, 50), (200, 16, 50), (200, 32, 200)):
-                for half_life in (5, 10, 20, 40, 80, 160):
-                    options = dict(lr=lr, max_level=1 - 0.5 ** (1 / half_life))
-                    changed = dict(of_task, iters=iters, batch=batch, size=size)
-                    yield lr and trial('transfer', tuned, changed, 'olor', options, seed, 'test', half_life=half_life)
-        for seed in range(5):
-            for method in SEVEN:
-                options = choices.best(tuned, method)
-                first = dict(data='digits')
-                yield options and trial(
-                    'chain', 'digits, then fashion', of_task, method, options, seed, 'test', chain=first
-                )
+    for seed in range(3):
+        for iters, batch, size in ((100, 32, 50), (200, 32, 50), (400, 32, 50), (200, 16, 50), (200, 32, 200)):
+            for half_life in (5, 20, 80, 320):
+                options = dict(lr=lr, max_level=1 - 0.5 ** (1 / half_life))
+                changed = dict(of_task, iters=iters, batch=batch, size=size)
+                yield lr and trial('transfer', tuned, changed, 'olor', options, seed, 'val', half_life=half_life)
+    for seed in range(5):
+        for method in ('full', 'layer_decay', 'l2sp_decoupled', 'spd', 'olor'):
+            options = choices.best(tuned, method)
+            first = dict(data='digits')
+            yield options and trial(
+                'chain', 'digits, then fashion', of_task, method, options, seed, 'test', chain=first
+            )
 
 
 def detection_chain(choices: Choices) -> Iterator[dict | None]:

@@ -130,7 +130,7 @@ def sections(results: list[dict]) -> list[str]:
             share=rows['half_life'] / rows['iters'],
         )
         for name, value, factor in (
-            ('top-1, %', 'value', 1),
+            ('top-1 on validation, %', 'value', 1),
             ('drift, %', 'drift_mean', 100),
             ('agreement, %', 'agreement_restored', 1),
         ):
