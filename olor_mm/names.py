@@ -26,10 +26,21 @@ def _is_one_edit(a: str, b: str) -> bool:
 class Parser(argparse.ArgumentParser):
     """A parser of command lines that answers a misspelled option with the right one."""
 
+    def _get_values(self, action, arg_strings):
+        # before Python 3.13 an option with the value '--' gets an empty list in place of it
+        if action.option_strings and arg_strings == ['--']:
+            self.error(f"argument {'/'.join(action.option_strings)}: '--' is no value; give another")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         start, _, words = message.partition('unrecognized arguments: ')
         near = (
-            [name for word in words.split() for name in nearest(word.partition('=')[0], self._option_string_actions)]
+            [
+                name
+                for word in words.split()
+                for name in nearest(word.partition('=')[0], self._option_string_actions)
+                if name != word
+            ]
             if not start
             else []
         )

@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import inspect
+import math
 import os
 import os.path as osp
 import re
@@ -149,6 +150,8 @@ def load_config(args: argparse.Namespace) -> Config:
                 f'--cfg-options custom_imports={dict(cfg.custom_imports)!r} cannot be imported: {summary(error)}. Give '
                 'names of installed modules'
             ) from error
+    for key in not_numbers(cfg):
+        raise SystemExit(f'{key}=nan is not a number; give one')
     if not isinstance(cfg.get('resume', False), bool):
         raise SystemExit(f'resume={cfg.resume!r} is not True or False; give one of them')
     check_constructor(cfg.get('optim_wrapper') or {})
@@ -157,6 +160,17 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     return cfg
+
+
+def not_numbers(section, key: str = '') -> Iterator[str]:
+    """Places of a config where there is nan, which spoils weights at some later step; inf is a limit in many."""
+    if isinstance(section, float) and math.isnan(section):
+        yield key
+    items = section.items() if isinstance(section, (dict, Config)) else ()
+    if isinstance(section, (list, tuple)):
+        items = enumerate(section)
+    for name, value in items:
+        yield from not_numbers(value, f'{key}.{name}'.lstrip('.'))
 
 
 def check_options(cfg: Config, options: dict) -> None:
@@ -240,7 +254,9 @@ def guarded(args: argparse.Namespace) -> Iterator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         in_loop = any(frame.filename == loops.__file__ and frame.name == 'run' for frame in frames)
-        in_loop = in_loop and not any(frame.name == 'before_train' for frame in frames)  # of a hook
+        # settings all the same: what a hook does first, and what becomes of a learning rate
+        in_loop = in_loop and not any(frame.name == 'before_train' for frame in frames)
+        in_loop = in_loop and 'ParamSchedulerHook' not in str(error)
         if isinstance(error, CheckpointError) or (isinstance(error, ValueError) and is_ours(error)):
             raise SystemExit(str(error)) from error
         if in_loop:

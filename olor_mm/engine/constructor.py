@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from math import inf
-from numbers import Real
 
 import torch
 from mmengine.dist import is_distributed
@@ -18,7 +17,7 @@ from ..compat import unwrapped, whole_parameters
 from ..layers import clean_name
 from ..layers.groups import merge
 from ..names import nearest
-from ..optim.penalty import check_rollback
+from ..optim.penalty import check_rollback, is_number
 from ..optim.state import eager
 from ..pretrained import LoadRecord
 from .earlier import repeat_loading, was_initialised
@@ -84,7 +83,12 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'max_level={settings.max_level!r}; leave it out, or give power, e.g. 1'
             )
         rate = paramwise_cfg.get('layer_decay_rate', 1.0)
-        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) <= 1:
+        if rate == 1 and settings.layer_index != 'block' and settings.is_uniform:
+            _log_warning(
+                f'{WHERE}.layer_index={settings.layer_index!r} is not used: all layers have the same level, '
+                f'{settings.max_level!r}; leave it out, or give power, e.g. 1'
+            )
+        if not is_number(rate) or not 0 < rate <= 1:
             raise ValueError(
                 f'paramwise_cfg.layer_decay_rate={rate!r} is not a number in (0, 1]: it multiplies the learning rate '
                 'once for every layer on the way from the head to the input; usual values lie between 0.6 and 0.9, and '
@@ -241,6 +245,12 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         selection.kept = ''.join(
             f'{word}{self.optimizer_cfg[key]}' for word, key in places if self.optimizer_cfg.get(key)
         )
+        custom = [
+            f'paramwise_cfg.custom_keys[{key!r}].rollback={options["rollback"]!r}'
+            for key, options in _custom_keys(self.paramwise_cfg).items()
+            if options.get('rollback')
+        ]
+        selection.custom = f' (set by {", ".join(custom)})' if custom else ''
         for _, key in places:
             if not candidates and self.optimizer_cfg.get(key):
                 _log_warning(

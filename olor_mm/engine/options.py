@@ -136,7 +136,8 @@ def fault_of(trial: Callable[[dict], None], options: dict) -> str | None:
             warnings.simplefilter('ignore')
             trial(copy.deepcopy(options))
     except Exception as error:  # whatever a class does with what it does not check
-        return f'{type(error).__name__}: {error}'.strip().rstrip('.:').replace('\n', ' ')
+        said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line  # of an assert
+        return f'{type(error).__name__}: {said}'.strip().rstrip('.:').replace('\n', ' ')
     return None
 
 
@@ -147,7 +148,7 @@ def optimizer_trial(cls: type, device: torch.device) -> Callable[[dict], None]:
         p = nn.Parameter(torch.ones(2, 2, device=device))
         optimizer = cls([p], **options)
         for _ in range(3):
-            p.grad = torch.ones_like(p)
+            p.grad = torch.eye(2, device=device)  # with zeros, as of a unit that is never active
             optimizer.step()
         if not p.isfinite().all():
             raise ValueError('weights are not finite any more after three steps')

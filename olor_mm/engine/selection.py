@@ -39,6 +39,7 @@ class PretrainedSelection:
         self.claimed = set(self.names)
         self.selected: set[nn.Parameter] | None = None
         self.kept = ''  # where and how, for the log
+        self.custom = ''  # the levels of custom_keys, for errors
         self.filled = filled_in_constructor(model)
         self.as_built: dict[nn.Parameter, bytes] = {}
         if not isinstance(self.pretrained, str):
@@ -85,7 +86,7 @@ class PretrainedSelection:
                 f'pre-trained: pretrained={"all" if "" in places else places!r}'
             )
         if params and not any(self.record.unchanged([p]) for p in loaded):
-            none = 'no checkpoint was loaded into any parameter with a level above 0'
+            none = f'no checkpoint was loaded into any parameter with a level above 0{self.custom}'
             if loaded:
                 none = f'all {len(loaded)} parameters that a checkpoint was loaded into were initialised again since'
             raise ValueError(

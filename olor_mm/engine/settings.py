@@ -121,6 +121,11 @@ class RollbackSettings:
             )
         return replace(self, max_level=max_level)
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the level is the same in all layers."""
+        return self.power == 0 or self.min_level == self.max_level
+
     def level(self, layer: int, num_layers: int) -> float:
         """lambda of layer i of n, see :func:`olor_mm.optim.layer_penalty`; for any rule."""
         shape = layer_penalty(layer, num_layers, max_level=1.0, min_level=0.0, power=self.power)

@@ -4,7 +4,9 @@ import math
 from numbers import Real
 
 COUPLINGS = ('lr', 'constant')
-HIGHEST = dict(olor=1.0, l2sp=math.inf, l2sp_decoupled=math.inf, spd=math.inf)  # level that a rule has a meaning for
+FLOAT32_MAX = 3.4e38  # rounded down
+# level that a rule has a meaning for
+HIGHEST = dict(olor=1.0, l2sp=FLOAT32_MAX, l2sp_decoupled=FLOAT32_MAX, spd=FLOAT32_MAX)
 
 
 def is_number(value) -> bool:
@@ -40,6 +42,8 @@ def check_levels(max_level: float, min_level: float, power: float, where: str = 
                 f'{where}{name}={value!r} is negative: with rule={rule!r} it would push away from '
                 'theta_0; give 0 or more'
             )
+        if value > HIGHEST[rule] and rule != 'olor':
+            raise ValueError(f'{where}{name}={value!r} is more than float32 can hold; give less, e.g. 1')
         if not 0 <= value <= HIGHEST[rule]:
             raise ValueError(
                 f'{where}{name}={value!r} is outside [0, 1]: it is the share of the way back to the '
@@ -134,8 +138,8 @@ def check_rollback(rollback: float, coupling: str, rule: str, new: float, where:
             f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '
             'to the pre-trained weights that one step takes; usual values lie between 0 and 0.1'
             if rule == 'olor'
-            else f'{where}: rollback={rollback!r} is not a finite number of 0 or more; give one, e.g. 0.01, for '
-            f'rollback_rule={rule!r}'
+            else f'{where}: rollback={rollback!r} is not a number of 0 or more that float32 can hold; give one, e.g. '
+            f'0.01, for rollback_rule={rule!r}'
         )
     if not isinstance(coupling, str) or coupling not in COUPLINGS:
         raise ValueError(f'{where}: rollback_coupling={coupling!r} is unknown; take one of {", ".join(COUPLINGS)}')

@@ -154,7 +154,9 @@ LEVEL_KEYS: dict[Path_, Key] = {
         lambda v: is_number(v, 0, 0.01), (0.0, 0.001, 0.01), lambda w, v: v == 0 or level_of(w, HEAD) == v
     ),
     (*LEVELS, 'power'): Key(
-        lambda v: is_number(v, 0), (0, 0.5, 2, 1e6), lambda w, v: v or level_of(w, HEAD) == level_of(w, STEM)
+        lambda v: is_number(v, 0) or (isinstance(v, float) and 0 <= v < math.inf),
+        (0, 0.5, 2, 1e6),
+        lambda w, v: v or level_of(w, HEAD) == level_of(w, STEM),
     ),
     (*LEVELS, 'pretrained'): Key(
         lambda v: v in ('auto', 'all') if isinstance(v, str) else is_prefixes(v),
@@ -339,12 +341,13 @@ def edited(key: str, others: set[str]) -> st.SearchStrategy[str]:
     edits = [key[:i] + key[i + 1 :] for i in places] + [key[:i] + key[i] + key[i:] for i in places]
     edits += [key[:i] + key[i + 1] + key[i] + key[i + 2 :] for i in range(len(key) - 1)]
     edits += [key[:i] + c + key[i + 1 :] for i in places for c in letters[::5]]
-    return st.sampled_from(sorted({e for e in edits if e and e not in others}))
+    return st.sampled_from(sorted({e for e in edits if e and e != key and e not in others}))
 
 
 # right values that do not go with the rest of a base
 CONTRADICTIONS = [(base, key) for base in ('l2sp', 'l2sp_decoupled', 'spd') for key in ('coupling', 'rule', 'power')]
 CONTRADICTIONS += [('layer_decay', 'min_level'), ('layer_decay', 'lr')]
+NEVER_ZERO = ('Lion',)  # takes no learning rate of 0
 
 
 @st.composite
@@ -359,7 +362,7 @@ def cases(draw) -> Case:
     path = draw(st.sampled_from(list(keys)))
     right = draw(st.sampled_from(keys[path].good))
     if kind == 'good' and (base, path[-1]) not in CONTRADICTIONS:
-        return Case(base, ((path, right),), good=True)
+        return Case(base, ((path, right),), good=not (base in NEVER_ZERO and 'lr' in path[-1] and right == 0))
     if kind == 'goods':  # of one optimizer, so that no two exclude each other
         paths = draw(
             st.lists(
@@ -389,6 +392,8 @@ def cases(draw) -> Case:
         return Case(base, tuple(zip((path, other), values)))
     if kind == 'misplaced':
         places = {p[:-1] for p in keys if 'custom_keys' not in p} | {('optimizer',)}
+        if path in ANCHOR_KEYS:
+            places -= {('optimizer', 'base')}  # the whole is one optimizer
         elsewhere = [p for p in sorted(places) if (*p, path[-1]) not in keys and p != path[:-1]]
         place = draw(st.sampled_from(elsewhere))
         return Case(base, (((*place, path[-1]), right),), typo=(path[-1], None))
@@ -532,6 +537,9 @@ def judge(case: Case) -> tuple[str, str]:
             continue
         if (case.base, path[-1]) in CONTRADICTIONS:
             continue
+        rule = BASES[case.base]['paramwise_cfg'].get('rollback', {}).get('rule', 'olor')
+        if rule != 'olor' and path[-1] in ('max_level', 'rollback') and is_number(value, 0):
+            continue  # those have no highest level
         right = value in keys[path].good or with_weights(keys[path].good[-1]) == value or case.good
         if not right and not keys[path].fits(value):
             return SILENT, f'{path[-1]}={value!r} was taken'

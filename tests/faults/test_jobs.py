@@ -99,6 +99,7 @@ def test_processes_of_a_killed_torchrun_save_and_end(data, tmp_path, of_two):
 
 
 def test_a_restart_that_would_begin_again_is_refused_at_once(data, tmp_path):
+    (tmp_path / 'epoch_1.pth').touch()
     for flags in ((), (f'--resume={tmp_path}/epoch_1.pth',)):
         done = train(jobs.CLASSIFICATION, tmp_path, *flags, check=False, TORCHELASTIC_MAX_RESTARTS='1')
         assert done.returncode and 'MAX_RESTARTS of tools/dist_train.sh) needs --resume without a path' in done.stdout
