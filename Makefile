@@ -13,13 +13,14 @@ SHELL := /bin/bash
 # files of tests beside each other, each with one thread: twice as fast on two cores as one after the other with two
 PYTEST = OMP_NUM_THREADS=1 $(1) -m pytest -n auto --maxprocesses 4 --dist loadfile --basetemp=$(CACHE)/$(2)
 
-.PHONY: help setup demo evidence data test test-all test-upstream docs lint clean
+.PHONY: help setup demo evidence data test test-all test-upstream coverage docs lint clean
 
 help:
 	@echo 'make demo      fine-tune Mask R-CNN with AdamW and with AdamW-OLOR, and compare (about 3 minutes after set-up)'
 	@echo 'make test      run the tests (about 7 minutes after set-up)'
 	@echo 'make test-all  the tests and the slow proofs'
 	@echo 'make test-upstream  the tests with the upstream packages of OpenMMLab, in .venv-upstream'
+	@echo 'make coverage  the tests, and which branches of olor_mm/ none of them takes'
 	@echo 'make evidence  run what is missing of the study of methods, hours, and print its tables'
 	@echo 'make data      write the weights and small data sets of the configs into data/'
 	@echo 'make docs      build the documentation into docs/en/_build'
@@ -47,6 +48,9 @@ test-all: setup lint
 test-upstream:
 	@bash tools/setup_env.sh upstream
 	@$(IN_CLEAN_TMP) $(call PYTEST,.venv-upstream/bin/python,pytest-upstream)
+
+coverage: setup
+	@$(IN_CLEAN_TMP) $(call PYTEST,$(PYTHON_BIN),pytest-coverage) --cov --cov-report=term
 
 docs: setup
 	@$(IN_CLEAN_TMP) $(PYTHON_BIN) -m sphinx --fail-on-warning --keep-going -q docs/en docs/en/_build
