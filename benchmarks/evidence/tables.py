@@ -34,7 +34,8 @@ HEAD = """# Does it help?
 
 Printed by `make evidence` from [results.csv](../../benchmarks/evidence/results.csv), a row for every run with its
 settings, seed, commit and machine; `python benchmarks/evidence/study.py --again 3` runs three random rows again.
-{done} of the {planned} runs that are planned are in it{open}. All runs start from torchvision's ImageNet MobileNetV2, on {machines}. Learning rate and strength of every method are
+{done} of the {planned} runs that are planned are in it{open}.
+All runs start from torchvision's ImageNet MobileNetV2, on {machines}. Learning rate and strength of every method are
 those that were best on the validation split, among {budget} settings for every method in classification and {dense}
 elsewhere, with one seed that is not among the others; the test split was looked at once, with the final runs.
 
@@ -89,6 +90,31 @@ def final_table(rows: pd.DataFrame, task: str, reference: str = 'full', by: str 
     return pd.DataFrame(printed)
 
 
+def kept_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Of every method's settings within a point of the best of full fine-tuning, the one that kept most."""
+    measure, factor, digits = measure_of(task)
+    rows = rows.assign(shown=rows['value'] * factor)
+    wanted = rows.loc[rows['method'] == 'full', 'shown'].max() - POINT
+    printed = []
+    for name in [name for name in METHODS if name in set(rows['method'])]:
+        good = rows[(rows['method'] == name) & (rows['shown'] >= wanted)]
+        row = {
+            '': NAMES[name],
+            measure.key: f'none from {wanted:.1f} on',
+            KEPT['agreement_restored']: '',
+            'drift %': '',
+        }
+        if len(good):
+            best = good.loc[good['kl_restored'].idxmin()]
+            options = dict(alpha=best['alpha']) if name == 'wise_ft' else json.loads(best['options'])
+            row[measure.key] = f'{best["shown"]:.{digits}f}'
+            row[KEPT['agreement_restored']] = f'{best["agreement_restored"]:.1f}'
+            row['drift %'] = f'{100 * best["drift_mean"]:.1f}'
+            row['settings'] = ', '.join(f'{key} {value:g}' for key, value in options.items())
+        printed.append(row)
+    return pd.DataFrame(printed).fillna('')
+
+
 def pivot(rows: pd.DataFrame, index: str, columns: str, value: str, factor: float = 1.0) -> pd.DataFrame:
     cells = (rows.assign(shown=rows[value] * factor)).groupby([index, columns])['shown'].mean().unstack(columns)
     frame = cells.map(lambda cell: '' if np.isnan(cell) else f'{cell:.1f}').reset_index()
@@ -119,6 +145,9 @@ def sections(results: list[dict]) -> list[str]:
             rows = table[(table['part'] == 'final') & (table['task'] == task)]
             if len(rows):
                 made.append(f'## {task}\n\n{markdown(final_table(rows, task))}')
+    for task, rows in table[table['part'] == 'tuning'].groupby('task', sort=False):
+        if 'full' in set(rows['method']):
+            made.append(f'## What can be kept for a point, {task}\n\n{KEPT_HEAD}\n\n{markdown(kept_table(rows, task))}')
     if chosen:
         frame = pd.DataFrame(chosen).pivot(index='method', columns='task', values='best on validation')
         made.append('## What was best on validation\n\n' + markdown(frame.fillna('').reset_index()))
@@ -154,6 +183,10 @@ def sections(results: list[dict]) -> list[str]:
     return made
 
 
+POINT = 1.0
+KEPT_HEAD = """The best metric is one question, the best trade another. Of all settings that were tried on validation,
+with one seed, those at most one point below the best of full fine-tuning, and of these the one of every method that
+changed the outputs of the old classifier least (KL, statistics put back)."""
 ABLATIONS = """All at the learning rate chosen for OLOR and `max_level` 0.1 unless said; differences are to the first.
 *uniform*: the same level in all layers (`power=0`); *inverted*: the deepest block is pulled back most;
 *tensor*: layers counted as the reference code does; *constant*: the level does not follow the learning
