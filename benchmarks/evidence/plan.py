@@ -93,6 +93,8 @@ def plan(results: list[dict], tasks: list[str]) -> Iterator[dict | None]:
     for tuned in tasks:
         for method in SEVEN:
             yield from tuning(tuned, method)
+        if tuned == 'fashion-50':
+            yield from levels(tuned, choices)
         for task, of_task in USED_ON.get(tuned, {tuned: TASKS[tuned]}).items():
             for seed in range(5 if of_task['kind'] == 'classification' else 3):
                 for method in SEVEN:
@@ -106,10 +108,9 @@ def plan(results: list[dict], tasks: list[str]) -> Iterator[dict | None]:
 
 
 def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:
-    """What is asked of OLOR alone, and the chain of tasks, on small images."""
+    """What is asked of OLOR alone, at the learning rate a user has before adding it, and the chain of tasks."""
     of_task, olor, full = TASKS[tuned], choices.best(tuned, 'olor'), choices.best(tuned, 'full')
-    lr = olor and olor['lr']
-    at = lr and {'lr': lr, 'max_level': 0.1}
+    at = full and {**full, 'max_level': 0.1}
     for seed in range(5):
         for name, options in dict(
             olor=dict(),
@@ -125,10 +126,26 @@ def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:
         for method, options in dict(full=full, olor=olor).items():
             made = options and trial('statistics', tuned, of_task, method, options, seed, 'test', norm_eval=True)
             yield made
-    for level in (0.003, 0.01, 0.03, 0.3):
+    for seed in range(5):
+        for method in ('full', 'layer_decay', 'l2sp_decoupled', 'spd', 'olor'):
+            options = choices.best(tuned, method)
+            first = dict(data='digits')
+            yield options and trial(
+                'chain', 'digits, then fashion', of_task, method, options, seed, 'test', chain=first
+            )
+
+
+def levels(tuned: str, choices: Choices) -> Iterator[dict | None]:
+    """Levels, powers, and SGD; and levels by their half-life, over runs of different length, batch and data.
+
+    All but those of SGD at the learning rate that is best without rollback, as a user has it who adds it.
+    """
+    of_task, full = TASKS[tuned], choices.best(tuned, 'full')
+    lr = full and full['lr']
+    for level in (0.003, 0.01, 0.03, 0.1, 0.3):
         for power in (0.0, 1.0, 3.0):
             options = dict(lr=lr, max_level=level, power=power)
-            yield at and trial('levels', tuned, of_task, 'olor', options, TUNING_SEED, 'val')
+            yield lr and trial('levels', tuned, of_task, 'olor', options, TUNING_SEED, 'val')
     for rate in (3e-3, 1e-2, 3e-2):
         for level in (0.02, 0.1):
             sgd = dict(type='olor_mm.SGDOLOR', momentum=0.9, weight_decay=1e-4)
@@ -140,13 +157,6 @@ def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:
                 options = dict(lr=lr, max_level=1 - 0.5 ** (1 / half_life))
                 changed = dict(of_task, iters=iters, batch=batch, size=size)
                 yield lr and trial('transfer', tuned, changed, 'olor', options, seed, 'val', half_life=half_life)
-    for seed in range(5):
-        for method in ('full', 'layer_decay', 'l2sp_decoupled', 'spd', 'olor'):
-            options = choices.best(tuned, method)
-            first = dict(data='digits')
-            yield options and trial(
-                'chain', 'digits, then fashion', of_task, method, options, seed, 'test', chain=first
-            )
 
 
 def detection_chain(choices: Choices) -> Iterator[dict | None]:

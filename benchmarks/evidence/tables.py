@@ -187,11 +187,10 @@ POINT = 1.0
 KEPT_HEAD = """The best metric is one question, the best trade another. Of all settings that were tried on validation,
 with one seed, those at most one point below the best of full fine-tuning, and of these the one of every method that
 changed the outputs of the old classifier least (KL, statistics put back)."""
-ABLATIONS = """All at the learning rate chosen for OLOR and `max_level` 0.1 unless said; differences are to the first.
-*uniform*: the same level in all layers (`power=0`); *inverted*: the deepest block is pulled back most;
-*tensor*: layers counted as the reference code does; *constant*: the level does not follow the learning
-rate; *uniform_new*: provenance off, the new head is anchored to its random start as well; *strong*:
-level 0.3."""
+ABLATIONS = """All at the learning rate that is best without rollback, and `max_level` 0.1 unless said; differences are
+to the first. *uniform*: the same level in all layers (`power=0`); *inverted*: the deepest block is pulled back most;
+*tensor*: layers counted as the reference code does; *constant*: the level does not follow the learning rate;
+*uniform_new*: provenance off, the new head is anchored to its random start as well; *strong*: level 0.3."""
 CHAIN = """The metric on the first task before the second was learned; after it, with the first head on what the
 second left of the rest; and that with the norm statistics of the first task put back."""
 
