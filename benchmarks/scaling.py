@@ -1,7 +1,7 @@
 """Memory and traffic of rollback in several processes: counted in two, reasoned for more and for larger models.
 
 python benchmarks/scaling.py                    # two gloo processes in each mode: about 3 minutes
-python benchmarks/scaling.py --out docs         # writes scaling.md and .csv
+python benchmarks/scaling.py --out docs/en      # writes scaling.md and .csv
 """
 
 import argparse
@@ -174,7 +174,7 @@ def main() -> None:
         one_process(args.mode, args.weights, args.rows)
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(Path(folder))
-    report = Report('What rollback costs on one, eight and 64 GPUs', shlex.join(['python', *sys.argv]))
+    report = Report('What rollback costs on one, eight and 64 GPUs, reckoned', shlex.join(['python', *sys.argv]))
     report.blocks.append(INTRODUCTION)
     total = number_of_parameters(MEASURED)
     report.table(

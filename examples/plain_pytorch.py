@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> float:
     if args.resume:  # the anchors are in the state of the optimizer, so what is in the model by now does not matter
         saved = torch.load(args.checkpoint, weights_only=True)
         first = saved.pop('epoch')
-        for part, state in zip((model, optimizer, schedule), saved.values()):
-            part.load_state_dict(state)
+        for name, part in dict(model=model, optimizer=optimizer, schedule=schedule).items():
+            part.load_state_dict(saved[name])
     for epoch in range(first, args.epochs):
         model.train()
         for images, labels in loader:

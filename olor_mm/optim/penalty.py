@@ -66,7 +66,7 @@ def layer_penalty(layer: int, num_layers: int, max_level: float, min_level: floa
 
     Args:
         layer (int): i, from 0 (nearest the input) to ``num_layers``.
-        num_layers (int): n. A model of one layer has n = 0 and takes ``max_level``.
+        num_layers (int): The n of the formula; a model of one layer has n = 0 and takes ``max_level``.
         max_level (float): iota_1 in [0, 1].
         min_level (float): iota_2 in [0, iota_1].
         power (float): gamma >= 0.

@@ -31,8 +31,8 @@ from common import Report
 SEVERAL = 15  # of one kind, from where on cases are told apart by kind alone
 
 INTRODUCTION = (
-    'All of this is done with the launcher of users, `tools/train.py` and `tools/dist_train.sh`, on the digits of '
-    '`make data`, unless a line says otherwise; what keeps trainings safe is told in '
+    'Kills, restarts and damage are tried with the launchers of users, `tools/train.py` and `tools/dist_train.sh`, on '
+    'the digits of `make data`; the rest are the tests named under each heading. What keeps trainings safe is told in '
     '[Resume and distributed training](resume_and_distributed.md). *Ok* is what a user would want: a run that ends as '
     'if nothing had happened, or a message that names file or setting and what to do.'
 )
