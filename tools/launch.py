@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.error import URLError
 
 from mmengine.config import Config, DictAction
 from mmengine.hooks import CheckpointHook
@@ -277,6 +278,8 @@ def remedy(error: Exception, hints: list[str]) -> str:
     """What to do about an error of a library: the nearest right name, where it is about one; ``hints`` first."""
     if hints:
         return ' '.join(hints)
+    if isinstance(error, (URLError, ConnectionError)):
+        return 'Without a network, fetch the file elsewhere and give its path in load_from or init_cfg.checkpoint'
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     built = [f.f_locals for f in frames if re.fullmatch('build_.*from_cfg', f.f_code.co_name)]
     wrong, known = '', []

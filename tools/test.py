@@ -20,10 +20,12 @@ class RequireWeights(Hook):
         weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
         own = unwrapped(runner.model).state_dict()
         theirs = [name.removeprefix('module.') for name, value in weights.items() if isinstance(value, torch.Tensor)]
-        if not own.keys() & set(theirs):
+        found = own.keys() & set(theirs)
+        if 2 * len(found) < len(own):
             raise CheckpointError(
-                f'{runner._load_from!r} has no weights of this model, whose names are like {next(iter(own))!r}: those '
-                f'in it are {theirs[:3]!r}; give a checkpoint of this model'
+                f'{runner._load_from!r} has {len(found)} of the {len(own)} weights of this model, and not '
+                f'{next(name for name in own if name not in found)!r}: those in it are like {theirs[:3]!r}; give a '
+                'checkpoint of this model'
             )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
@@ -98,7 +99,7 @@ def _validation(items: list) -> set[int]:
 
 
 def _check_images(data: Data, files: Sequence[Path], sizes: Sequence[tuple[int, int]] = ()) -> None:
-    missing, unreadable, resized = [], [], []
+    missing, unreadable, resized, deep = [], [], [], []
     stride = -(-len(files) // DECODED) if files else 1
     for number, (file, size) in enumerate(zip_longest(files, sizes)):
         if not file.is_file():
@@ -110,8 +111,15 @@ def _check_images(data: Data, files: Sequence[Path], sizes: Sequence[tuple[int, 
                     resized.append(f'{file} of {image.size[0]}x{image.size[1]}, annotated as {size[0]}x{size[1]}')
                 if number % stride == 0:
                     image.load()
+                if image.mode.startswith(('I', 'F')):
+                    deep.append(file)
         except Exception as error:  # whatever a decoder makes of a damaged file
             unreadable.append(f'{file} ({error})')
+    if deep:
+        data.notes.append(
+            f'{len(deep)} images have more than 8 bits a channel, first {deep[0]}; mmcv reads the upper 8 of 16 bits, '
+            'so values that do not fill them come out dark: write them as 8 bits'
+        )
     data.found('images that are not there', missing)
     data.found('images that cannot be read', unreadable)
     data.found('images (width x height) of another size than annotated', resized)
@@ -172,6 +180,8 @@ def _note_test(data: Data, val: Path) -> None:
 
 
 def _write_split(data: Data, lists: dict[str, list[str]], out: Path, fields: dict, suffix: str) -> None:
+    if not all(lists.values()):
+        raise DataError('there is no validation set, and there are too few images to split some off; add some')
     for split, lines in lists.items():
         file = out.with_name(f'{out.stem}_{split}{suffix}')
         data.written[file] = ''.join(lines)
@@ -321,25 +331,37 @@ def _coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bool) 
     for split, file in _annotation_files(folder).items():
         content = read[split] = _read_coco(file)
         names = [category['name'] for category in content['categories']]
-        if not data.classes:
-            data.classes = names
+        if split == 'train':
+            # mmdet numbers classes as they come in the file, whatever the order in a config
+            data.classes = [name for name in names if not classes or name in classes]
+            data.classes += [name for name in classes or () if name not in names]
         absent = [name for name in data.classes if name not in names]
         if absent or len(set(names)) < len(names):
-            raise DataError(
-                f'{str(file)!r} has the categories {names}: ' + (f'{absent} not' if absent else 'some twice')
-            )
+            what = f'{absent} of the classes are not there' if absent else 'some are there twice; rename them'
+            raise DataError(f'{str(file)!r} has the categories {names}: {what}')
         root = _image_root(folder, file, [image['file_name'] for image in content['images']])
         files[split] = [root / image['file_name'] for image in content['images']]
         _check_images(data, files[split], [(image['width'], image['height']) for image in content['images']])
         _check_annotations(data, content, file, with_masks, is_train=split == 'train')
         prefix = '' if root == folder else f'{root.relative_to(folder)}/'
         setattr(data, split, dict(ann_file=str(file.relative_to(folder)), data_prefix=dict(img=prefix)))
+        if [name for name in names if name in data.classes] != data.classes:
+            ordered = sorted(content['categories'], key=lambda c: (data.classes + names).index(c['name']))
+            written = out.with_name(f'{out.stem}_{split}.json')
+            data.written[written] = json.dumps(dict(content, categories=ordered))
+            data.val['ann_file'] = str(written)
+            data.notes.append(
+                f'{file.name} has the categories in another order, and so another number for each class; '
+                f'{written.name} has them in the order of training'
+            )
     data.images = len(files['train'])
     if 'val' in read:
         _note_test(data, folder / data.val['ann_file'])
         _check_overlap(data, files['train'], files['val'])
         return data
     content = read['train']
+    if data.images < 2:
+        raise DataError('there is no validation set, and a single image cannot be split; add some')
     kept = _validation(content['images'])
     parts = {}
     for split in ('train', 'val'):
@@ -357,14 +379,20 @@ def _check_annotations(data: Data, content: dict, file: Path, with_masks: bool, 
     images = {image['id']: image for image in content['images']}
     names = {category['id']: category['name'] for category in content['categories']}
     outside, strange, without_mask, used = [], [], [], set()
+    for key in ('id', 'image_id', 'category_id', 'area', 'bbox'):
+        lack = [f'number {i}' for i, annotation in enumerate(content['annotations']) if annotation.get(key) is None]
+        if lack:
+            hint = '; area is that of the mask, or width * height of the box' if key == 'area' else ''
+            data.found(f'{file.name}: annotations without {key!r}, which mmdet reads{hint}', lack)
+            return
     for annotation in content['annotations']:
-        where = f'annotation {annotation.get("id")}'
-        image = images.get(annotation.get('image_id'))
-        if image is None or annotation.get('category_id') not in names or 'area' not in annotation:
-            strange.append(where)
+        where = f'annotation {annotation["id"]}'
+        image = images.get(annotation['image_id'])
+        if image is None or annotation['category_id'] not in names:
+            strange.append(f'{where}, image_id {annotation["image_id"]}, category_id {annotation["category_id"]}')
             continue
         used.add(names[annotation['category_id']])
-        x, y, width, height = annotation.get('bbox') or (0, 0, 0, 0)
+        x, y, width, height = annotation['bbox'] or (0, 0, 0, 0)
         if (
             width <= 0
             or height <= 0
@@ -372,10 +400,14 @@ def _check_annotations(data: Data, content: dict, file: Path, with_masks: bool, 
             or x + width > image['width'] + 1
             or y + height > image['height'] + 1
         ):
-            outside.append(f'{where}, bbox {annotation.get("bbox")} in {image["width"]}x{image["height"]}')
+            outside.append(f'{where}, bbox {annotation["bbox"]} in {image["width"]}x{image["height"]}')
         if not annotation.get('segmentation'):
             without_mask.append(where)
-    data.found(f'{file.name}: annotations of an unknown image_id or category_id, or without area', strange)
+    data.found(f'{file.name}: annotations of an unknown image_id or category_id', strange)
+    boxes = [annotation['bbox'] for annotation in content['annotations'] if annotation['bbox']]
+    small = [box for box in boxes if max(box[2:]) <= 1]  # in pixels, mmdet leaves such out
+    if 2 * len(small) > len(boxes):
+        data.found(f'{file.name}: boxes of less than a pixel, as if in shares of the image; COCO has pixels', small)
     data.found(f'{file.name}: boxes that are empty or outside the image; COCO has [x, y, width, height]', outside)
     if with_masks:
         if len(without_mask) == len(content['annotations']):
@@ -383,4 +415,5 @@ def _check_annotations(data: Data, content: dict, file: Path, with_masks: bool, 
         data.found(f'{file.name}: annotations without a mask (segmentation)', without_mask)
     if is_train:
         unused = [name for name in data.classes if name not in used]
-        data.found(f'{file.name}: classes without an annotation; --classes chooses those to use', unused)
+        rest = ' '.join(shlex.quote(name) for name in data.classes if name in used)
+        data.found(f'{file.name}: classes without an annotation; leave them out by --classes {rest}', unused)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,9 @@ def main(args: argparse.Namespace) -> None:
         file.write_text(text)
     steps = math.ceil(data.images / _batch_size(args, data)) * args.epochs
     print(f'{out.name}: {len(data.classes)} classes, {data.images} training images, {steps} iterations. Go on with')
-    shown = f'{out}' if out.parent != Path.cwd() else out.name
+    shown = shlex.quote(f'{out}' if out.parent != Path.cwd() else out.name)
     print(f'    python -m olor_mm print_rollback {shown}\n    python -m olor_mm train {shown}')
+    print(f'    python -m olor_mm test {shown} CHECKPOINT')
 
 
 def _ask(args: argparse.Namespace) -> None:
@@ -239,7 +241,12 @@ def _weights(base: Config, checkpoint: str | None) -> dict:
     declared = own or backbone.get('pretrained') or base.model.get('pretrained') or base.get('load_from')
     if checkpoint is None:
         if not declared:
-            raise DataError('the config names no pre-trained weights, and rollback needs some: give --checkpoint')
+            raise DataError(
+                'the config names no pre-trained weights, and rollback needs some: give --checkpoint; '
+                'those of a stock config are fetched by `mim download mmpretrain --config NAME --dest .`'
+            )
+        if isinstance(declared, str) and '://' not in declared and not Path(declared).is_file():
+            raise DataError(f'the config names the weights {declared!r}, which are not there; give --checkpoint')
         return {}
     quiet: dict[str, Any] = dict(pretrained=None) if base.model.get('pretrained') else {}  # load no others before
     if '://' in checkpoint:
@@ -325,7 +332,7 @@ def _config(args: argparse.Namespace, base: Config, data_root: Path, data: Data,
     linear = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=warmup)
     settings |= dict(
         train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=1),
-        param_scheduler=[linear, cosine] if warmup else [cosine],
+        param_scheduler=[linear, cosine] if warmup > 1 else [cosine],  # of one iteration it would never end
         default_hooks=dict(
             logger=dict(_delete_=True, type='LoggerHook', interval=min(50, iterations)),
             checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best=BEST[task]),

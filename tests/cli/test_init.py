@@ -195,14 +195,23 @@ BAD_COCO = {
     r'outside the image.*: 1, first annotation 2, bbox \[50, 6, 30, 10\] in 60x40': edit(
         lambda content: content['annotations'][2].update(bbox=[50, 6, 30, 10])
     ),
-    'or without area: 1, first annotation 1': edit(lambda content: content['annotations'][1].pop('area')),
+    "annotations without 'area'.*width . height of the box: 1, first number 1": edit(
+        lambda content: content['annotations'][1].pop('area')
+    ),
+    "annotations without 'id'.*: 1, first number 1": edit(lambda content: content['annotations'][1].pop('id')),
+    'boxes of less than a pixel, as if in shares of the image; COCO has pixels: 6': edit(
+        lambda content: [a.update(bbox=[0.1, 0.1, 0.2, 0.2]) for a in content['annotations']]
+    ),
+    'a single image cannot be split': edit(
+        lambda content: content.update(images=content['images'][:1], annotations=content['annotations'][:1])
+    ),
     'unknown image_id or category_id.*: 1, first annotation 4': edit(
         lambda content: content['annotations'][4].update(category_id=9)
     ),
-    'classes without an annotation.*: 1, first c': edit(
+    'classes without an annotation; leave them out by --classes a b: 1, first c': edit(
         lambda content: content['categories'].append(dict(id=3, name='c'))
     ),
-    'some twice': edit(lambda content: content['categories'].append(dict(id=3, name='a'))),
+    'some are there twice; rename them': edit(lambda content: content['categories'].append(dict(id=3, name='a'))),
     'all 6 images of validation are training images too': copy_to_test,
     'several annotation files': lambda folder: (folder / 'train/more.json').write_text('{}'),
 }
@@ -215,6 +224,36 @@ def test_boxes_that_are_not_what_they_seem_are_refused(message, coco, tmp_path, 
         init(coco, '--task', 'detection', '--config', RETINANET, '--out', tmp_path / 'own.py')
     assert_said(message, refused, capsys)
     assert not list(tmp_path.glob('*.*')), 'nothing was written'
+
+
+@pytest.mark.parametrize('chosen', [(), ('--classes', 'b', 'a')])
+def test_labels_mean_the_same_in_training_and_validation_whatever_the_order(chosen, coco, tmp_path, capsys):
+    shutil.copytree(coco / 'train', coco / 'val')
+    file = coco / 'val/_annotations.coco.json'
+    content = json.loads(file.read_text())
+    content['categories'].reverse()
+    for image in content['images']:
+        path = coco / 'val' / image['file_name']
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)  # not those of training
+    file.write_text(json.dumps(content))
+    init(coco, '--task', 'detection', '--config', RETINANET, '--out', tmp_path / 'own.py', *chosen)
+    assert 'in another order' in capsys.readouterr().out
+    cfg = Config.fromfile(tmp_path / 'own.py')
+    names = {category['id']: category['name'] for category in content['categories']}
+    truth = {
+        (image['file_name'], tuple(a['bbox'])): names[a['category_id']]
+        for image in content['images']
+        for a in content['annotations']
+        if a['image_id'] == image['id']
+    }
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            dataset = DATASETS.build(loader.dataset)
+            for info in map(dataset.get_data_info, range(len(dataset))):
+                for instance in info['instances']:
+                    x1, y1, x2, y2 = instance['bbox']
+                    name = dataset.metainfo['classes'][instance['bbox_label']]
+                    assert name == truth[Path(info['img_path']).name, (x1, y1, x2 - x1, y2 - y1)]
 
 
 def assert_said(message, refused, capsys) -> None:
@@ -293,7 +332,7 @@ def test_configs_and_weights_that_do_not_fit_are_refused(coco, folders, tmp_path
         (coco, 'detection', RETINANET, ['--checkpoint', 'other.pth'], 'does not fit the model: .* it has 0%'),
         (coco, 'detection', RETINANET, ['--epochs', '0'], '--epochs 0 is not above 0'),
         (coco, 'detection', RETINANET, ['--out', 'own.txt'], 'has to end with .py'),
-        (coco, 'detection', RETINANET, ['--classes', 'z'], r"\['z'\] not"),
+        (coco, 'detection', RETINANET, ['--classes', 'z'], r"\['z'\] of the classes are not there"),
         (tmp_path / 'none', 'detection', RETINANET, [], 'is not a folder'),
     ]
     torch.save(dict(state_dict=dict(weight=torch.ones(2))), 'other.pth')

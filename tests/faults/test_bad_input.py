@@ -223,7 +223,7 @@ LINES_BY_HAND = {
         "{'backend': 'nope'} cannot be used",
     ),
     'not a section': (trained('optim_wrapper=[]'), 'optim_wrapper=[]'),
-    'other model': ((TEST, ('config.py', 'other.pth')), 'has no weights of this model'),
+    'other model': ((TEST, ('config.py', 'other.pth')), 'weights of this model'),
     'no directory': (
         (TEST, ('config.py', 'whole.pth', '--out', '/nowhere/a.pkl')),
         "--out '/nowhere/a.pkl' cannot be written",
