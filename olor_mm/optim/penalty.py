@@ -138,8 +138,8 @@ def check_rollback(rollback: float, coupling: str, rule: str, new: float, where:
             f'{where}: rollback={rollback!r} is not a number in [0, 1]; it is the share of the way back '
             'to the pre-trained weights that one step takes; usual values lie between 0 and 0.1'
             if rule == 'olor'
-            else f'{where}: rollback={rollback!r} is not a finite number of 0 or more (in float32); give one, e.g. 0.01, '
-            f'for rollback_rule={rule!r}'
+            else f'{where}: rollback={rollback!r} is not a finite number of 0 or more (in float32); give one, e.g. '
+            f'0.01, for rollback_rule={rule!r}'
         )
     if not isinstance(coupling, str) or coupling not in COUPLINGS:
         raise ValueError(f'{where}: rollback_coupling={coupling!r} is unknown; take one of {", ".join(COUPLINGS)}')
