@@ -131,8 +131,8 @@ class Run:
         log = Path(f'{self.work_dir}.log')
         expected, read = newest(self.work_dir), log.stat().st_size if log.exists() else 0
         half = half_written(self.work_dir)
-        # a kill between a checkpoint and the file that names it: the checkpoint is whole, and better than the one named
-        newer = {epoch for file in self.work_dir.glob('epoch_*.pth') if (epoch := int(file.stem[6:])) > expected}
+        # killed between the first checkpoint and the file that names it: the checkpoint is whole, and taken
+        unnamed = {int(file.stem.removeprefix('epoch_')) for file in self.work_dir.glob('epoch_*.pth')}
         process = self.start()
         if not self.is_moment(process, moment):
             return None
@@ -140,7 +140,7 @@ class Run:
         wrong = self.kill(process, one_rank) or self.lost(before)
         in_the_middle = bool(half_written(self.work_dir) - half)
         resumed = re.findall(r'resumed epoch: (\d+)', log.read_text()[read:])
-        if resumed and {max([expected, *newer])} != {int(epoch) for epoch in resumed}:
+        if resumed and {expected or max(unnamed, default=0)} != {int(epoch) for epoch in resumed}:
             wrong = wrong or f'resumed from epoch {resumed[0]}, and the last checkpoint was of {expected}'
         who = 'one of two processes' if one_rank else 'a job of two processes' if self.processes else 'a run'
         return dict(
