@@ -90,6 +90,8 @@ def files() -> dict[str, str]:
     torch.save(dict(state_dict=dict(a=1)), folder / 'no_tensors.pth')
     whole = torch.load(weights_file())
     torch.save(dict(state_dict=whole, meta={}), folder / 'whole.pth')
+    part = {name: value for name, value in whole.items() if 'conv1' in name}
+    torch.save(dict(state_dict=part, meta={}), folder / 'part.pth')
     content = (folder / 'whole.pth').read_bytes()
     (folder / 'cut.pth').write_bytes(content[: len(content) // 2])
     shutil.copy(folder / 'images/a/0.png', folder / 'image.png')

@@ -131,6 +131,14 @@ BY_HAND = {
     'wrapper of dicts': (dict(top=dict(type='OptimWrapperDict')), "'OptimWrapperDict'.*did you mean 'OptimWrapper'"),
     'no such device': (dict(top=dict(type='AmpOptimWrapper')), "type='AmpOptimWrapper' cannot be used here.*; take"),
     'ascent': (dict(top=dict(clip_grad=dict(max_norm=-1))), 'clip_grad.max_norm=-1 cannot be used: .*; give another'),
+    'nothing to divide by': (dict(opt=dict(eps=0)), 'optimizer.eps=0 cannot be used: .*; leave it out .*1e-08'),
+    'rate beyond floats': (dict(pw=dict(layer_decay_rate=10**400)), r'layer_decay_rate=10+ is not a number in \(0, 1'),
+    'device beyond integers': (dict(opt=dict(anchor_device=10**400)), 'anchor_device=10+ is no device'),
+    'level beyond floats': (dict(rb=dict(rule='l2sp', max_level=1e300)), r'max_level=1e\+300 is more than float32'),
+    'assertion without words': (
+        dict(optimizer=dict(type='OLOR', base=dict(type='Lion', lr=1e-4, weight_decay=0.1)), pw=dict(bias_lr_mult=0.0)),
+        'bias_lr_mult=0.0 cannot be used: AssertionError: assert lr > 0',
+    ),
     'half a step': (dict(top=dict(accumulative_counts=2.0)), 'accumulative_counts=2.0 is not an integer; give one'),
 }
 
@@ -158,6 +166,7 @@ def test_cases_by_hand(name):
     [
         (custom(bakbone=dict(lr_mult=0.1)), "'bakbone' is part of no parameter name; did you mean 'backbone'"),
         (dict(pw=dict(_delete=True)), "_delete=True is not used; did you mean '_delete_'"),
+        (dict(rb=dict(power=0, layer_index='tensor')), "layer_index='tensor' is not used: all layers have the same"),
         (dict(rb=dict(power=0, min_level=0.001)), 'min_level=0.001 is not used: with power=0'),
         (dict(rb=dict(max_level=0), opt=dict(anchor_dtype='bfloat16')), "anchor_dtype='bfloat16' is not used"),
     ],
@@ -222,8 +231,12 @@ LINES_BY_HAND = {
         trained('default_hooks.checkpoint.backend_args.backend=nope'),
         "{'backend': 'nope'} cannot be used",
     ),
+    'no number': (trained('param_scheduler.0.T_max=nan'), 'param_scheduler.0.T_max=nan is not a number; give one'),
+    'no number for a schedule': (trained('param_scheduler.0.T_max=['), 'param_scheduler.0.T_max=['),
+    'no value': ((WISE, ('whole.pth', 'whole.pth', 'new', '--prefix=--')), "--prefix: '--' is no value; give another"),
     'not a section': (trained('optim_wrapper=[]'), 'optim_wrapper=[]'),
     'other model': ((TEST, ('config.py', 'other.pth')), 'weights of this model'),
+    'a part of it': ((TEST, ('config.py', 'part.pth')), 'give a checkpoint of this model'),
     'no directory': (
         (TEST, ('config.py', 'whole.pth', '--out', '/nowhere/a.pkl')),
         "--out '/nowhere/a.pkl' cannot be written",
