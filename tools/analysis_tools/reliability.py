@@ -30,6 +30,8 @@ from common import Report
 
 SEVERAL = 15  # of one kind, from where on cases are told apart by kind alone
 
+BEFORE_DETAIL = dict(bad_configs=':', command_lines=' ')  # in the name of a case, after its kind
+
 INTRODUCTION = (
     'Kills, restarts and damage are tried with the launchers of users, `tools/train.py` and `tools/dist_train.sh`, on '
     'the digits of `make data`; the rest are the tests named under each heading. What keeps trainings safe is told in '
@@ -145,11 +147,13 @@ def of_test(case: ElementTree.Element) -> list[dict]:
 def counted(rows: list[dict]) -> list[list[str]]:
     """Rows of the table: what was tried and how it ended, how often, and how often that was right and wrong."""
     rows = [dict(row, case=row['case'].replace('|', '/'), outcome=row['outcome'].replace('|', '/')) for row in rows]
-    cases = {row['case'] for row in rows}
-    if len(cases) > SEVERAL:
-        rows = [dict(row, case=kind_of(row['case']), outcome=kind_of(row['outcome'])) for row in rows]
+    if len({row['case'] for row in rows}) > SEVERAL:
+        rows = [
+            dict(row, case=kind_of(row['case'].split(BEFORE_DETAIL.get(row.get('study'), ' ('))[0])) for row in rows
+        ]
+        rows = [dict(row, outcome=kind_of(row['outcome'])) for row in rows]
         often = Counter(row['case'] for row in rows)
-        rows = [dict(row, case=row['case'] if 20 * often[row['case']] > len(rows) else 'others') for row in rows]
+        rows = [dict(row, case=row['case'] if 50 * often[row['case']] > len(rows) else 'others') for row in rows]
     number, good = (Counter((r['case'], r['outcome']) for r in some) for some in (rows, [r for r in rows if r['ok']]))
     return [
         [f'{case}: {outcome}', str(n), str(good[case, outcome]), str(n - good[case, outcome])]
