@@ -108,7 +108,7 @@ def test_links_lead_to_files_that_exist(page):
         assert ((ROOT / page).parent / link).exists(), f'{page}: {link}'
     if page.name == 'coverage.md':  # names configs of other packages
         return
-    for path in re.findall(r'(?:configs|tools|demo|examples|benchmarks)/[\w/.-]+\.(?:py|sh)', text):
+    for path in re.findall(r'(?<!\w)(?:configs|tools|demo|examples|benchmarks)/[\w/.-]+\.(?:py|sh)', text):
         assert (ROOT / path).is_file(), f'{page}: {path}'
 
 
