@@ -132,6 +132,7 @@ def upstream_weights(cfg: Config, name: str, prefix: str) -> dict[str, torch.Ten
         weights = {prefix + key: value for key, value in weights.items() if not re.match(r'norm\d\.', key)}
     for value in weights.values():
         if value.is_floating_point():
+            value.nan_to_num_().clamp_(-1, 1)  # of embeddings that are memory as it was found until init_weights
             value.add_(torch.randn_like(value), alpha=1e-3)  # in place: heads of RTMDet share layers
     return weights
 
