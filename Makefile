@@ -17,7 +17,7 @@ PYTEST = OMP_NUM_THREADS=1 $(1) -m pytest -n auto --maxprocesses 4 --dist loadfi
 
 help:
 	@echo 'make demo      fine-tune Mask R-CNN with AdamW and with AdamW-OLOR, and compare (about 3 minutes after set-up)'
-	@echo 'make test      run the tests (about 7 minutes after set-up)'
+	@echo 'make test      run the tests (about 12 minutes after set-up)'
 	@echo 'make test-all  the tests and the slow proofs'
 	@echo 'make test-upstream  the tests with the upstream packages of OpenMMLab, in .venv-upstream'
 	@echo 'make coverage  the tests, and which branches of olor_mm/ none of them takes'
