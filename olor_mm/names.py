@@ -34,15 +34,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         start, _, words = message.partition('unrecognized arguments: ')
-        near = (
-            [
-                name
-                for word in words.split()
-                for name in nearest(word.partition('=')[0], self._option_string_actions)
-                if name != word
-            ]
-            if not start
-            else []
-        )
+        typed = [] if start else words.split()
+        options = self._option_string_actions
+        near = [name for word in typed for name in nearest(word.partition('=')[0], options) if name != word]
         hint = '' if ';' in message else '; --help says what to give'
         super().error(message + (f'; did you mean {", ".join(map(repr, near))}?' if near else hint))

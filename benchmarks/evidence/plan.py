@@ -124,8 +124,7 @@ def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:
         ).items():
             yield at and trial('ablation', tuned, of_task, 'olor', {**at, **options}, seed, 'test', variant=name)
         for method, options in dict(full=full, olor=olor).items():
-            made = options and trial('statistics', tuned, of_task, method, options, seed, 'test', norm_eval=True)
-            yield made
+            yield options and trial('statistics', tuned, of_task, method, options, seed, 'test', norm_eval=True)
     for seed in range(5):
         for method in ('full', 'layer_decay', 'l2sp_decoupled', 'spd', 'olor'):
             options = choices.best(tuned, method)

@@ -148,10 +148,8 @@ def counted(rows: list[dict]) -> list[list[str]]:
     """Rows of the table: what was tried and how it ended, how often, and how often that was right and wrong."""
     rows = [dict(row, case=row['case'].replace('|', '/'), outcome=row['outcome'].replace('|', '/')) for row in rows]
     if len({row['case'] for row in rows}) > SEVERAL:
-        rows = [
-            dict(row, case=kind_of(row['case'].split(BEFORE_DETAIL.get(row.get('study'), ' ('))[0])) for row in rows
-        ]
-        rows = [dict(row, outcome=kind_of(row['outcome'])) for row in rows]
+        cases = [row['case'].split(BEFORE_DETAIL.get(row.get('study'), ' ('))[0] for row in rows]
+        rows = [dict(r, case=kind_of(case), outcome=kind_of(r['outcome'])) for r, case in zip(rows, cases)]
         often = Counter(row['case'] for row in rows)
         rows = [dict(row, case=row['case'] if 50 * often[row['case']] > len(rows) else 'others') for row in rows]
     number, good = (Counter((r['case'], r['outcome']) for r in some) for some in (rows, [r for r in rows if r['ok']]))
