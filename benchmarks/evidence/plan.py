@@ -30,6 +30,7 @@ RATES = (5e-4, 1e-3, 2e-3)
 SEVEN = ('full', 'linear_probe', 'layer_decay', 'l2sp', 'l2sp_decoupled', 'spd', 'olor')
 METHODS = (*SEVEN, 'wise_ft')
 WISE_FT = (0.2, 0.4, 0.6, 0.8, 0.9)
+POINT = dict(classification=1.0, semantic=1.0, detection=0.01, instance=0.01)  # one of a hundred, in each metric's unit
 
 
 def grid(method: str, kind: str) -> list[dict]:
@@ -86,6 +87,19 @@ class Choices:
         rows = [row for row in self.interpolated if row['key'] == key]
         return float(max(rows, key=lambda row: float(row['value']))['alpha'])
 
+    def keeper(self, task: str, method: str) -> dict | None:
+        """The run on validation that changed the old classifier least, at most a point below the best of `full`."""
+        if self.best(task, 'full') is None or (method in SEVEN and self.best(task, method) is None):
+            return None
+        full = [t['key'] for t in tuning(task, 'full')]
+        floor = max(float(self.results[key]['value']) for key in full) - POINT[TASKS[task]['kind']]
+        if method == 'wise_ft':
+            rows = [row for row in self.interpolated if row['key'] in full]
+        else:
+            rows = [self.results[t['key']] for t in tuning(task, method)]
+        good = [row for row in rows if float(row['value']) >= floor]
+        return min(good, key=lambda row: float(row['kl_restored']), default=None)
+
 
 def plan(results: list[dict], tasks: list[str]) -> Iterator[dict | None]:
     """Trials in the order they are worth running; None stands for one that depends on results still to come."""
@@ -102,9 +116,27 @@ def plan(results: list[dict], tasks: list[str]) -> Iterator[dict | None]:
                     more = dict(wise_ft=[choices.alpha(tuned)]) if method == 'full' else {}
                     yield options and trial('final', task, of_task, method, options, seed, 'test', **more)
         if tuned == 'fashion-50':
+            yield from trade(tuned, choices)
             yield from studies(tuned, choices)
         if tuned == 'composite boxes':
             yield from detection_chain(choices)
+
+
+def trade(tuned: str, choices: Choices) -> Iterator[dict | None]:
+    """Every method at the settings that keep most for a point of the metric; those of WiSE-FT train fully."""
+    for method in METHODS:
+        kept = choices.keeper(tuned, method)
+        if kept is None:
+            if choices.best(tuned, 'full') is None:
+                yield None
+            continue
+        of_run, more = method, {}
+        options = json.loads(kept['options'])
+        if method == 'wise_ft':
+            of_run, more = 'full', dict(wise_ft=[float(kept['alpha'])])
+            options = json.loads(choices.results[kept['key']]['options'])
+        for seed in range(5):
+            yield trial('trade', tuned, TASKS[tuned], of_run, options, seed, 'test', variant=method, **more)
 
 
 def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:

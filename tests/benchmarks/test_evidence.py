@@ -50,6 +50,31 @@ def test_final_runs_take_what_was_best_on_validation_and_wait_for_it():
     assert {tuple(trial['wise_ft']) for trial in final if trial['method'] == 'full'} == {(0.6,)}
 
 
+def test_what_keeps_most_for_a_point_is_run_on_the_test_split():
+    task = 'fashion-50'
+    values = dict(
+        full=[(80.0, 5), (84.0, 9), (83.5, 7), (83.1, 8), (70.0, 1), (60.0, 1)],  # value on validation, and KL
+        olor=[(83.1, 3), (82.9, 1), (84.5, 6), (83.0, 2), (50.0, 0), (83.0, 4)],
+        linear_probe=[(82.9, 0)] * 6,
+    )
+    results = [row(t, v, kl_restored=str(kl)) for m in values for t, (v, kl) in zip(plan.tuning(task, m), values[m])]
+    results += [row(t, 10.0) for m in plan.SEVEN if m not in values for t in plan.tuning(task, m)]
+    wise = {1: {0.9: (83.8, 6), 0.8: (83.2, 4)}, 2: {0.9: (83.4, 3)}, 4: {0.8: (20.0, 0)}}
+    results += [
+        row(plan.tuning(task, 'full')[i], v, method='wise_ft', alpha=str(alpha), options='{}', kl_restored=str(kl))
+        for i, of_run in wise.items()
+        for alpha, (v, kl) in of_run.items()
+    ]
+    kept = [trial for trial in plan.plan(results, [task]) if trial and trial['part'] == 'trade']
+    assert {t['variant'] for t in kept} == {'full', 'olor', 'wise_ft'}  # nothing else is within a point of 84
+    assert len(kept) == 3 * 5 and {t['split'] for t in kept} == {'test'}
+    by = {t['variant']: t for t in kept}
+    assert by['full']['options'] == plan.tuning(task, 'full')[2]['options'] and 'wise_ft' not in by['full']
+    assert by['olor']['options'] == plan.tuning(task, 'olor')[3]['options']
+    assert by['wise_ft']['method'] == 'full' and by['wise_ft']['wise_ft'] == [0.9]
+    assert by['wise_ft']['options'] == plan.tuning(task, 'full')[2]['options']
+
+
 def test_trials_have_keys_of_their_own():
     trials = [trial for trial in plan.plan(tuned('fashion-50'), ['fashion-50']) if trial]
     assert len({trial['key'] for trial in trials}) == len(trials)
