@@ -177,6 +177,8 @@ def levels(tuned: str, choices: Choices) -> Iterator[dict | None]:
         for power in (0.0, 1.0, 3.0):
             options = dict(lr=lr, max_level=level, power=power)
             yield lr and trial('levels', tuned, of_task, 'olor', options, TUNING_SEED, 'val')
+        options = dict(lr=lr, max_level=level, coupling='constant')
+        yield lr and trial('levels', tuned, of_task, 'olor', options, TUNING_SEED, 'val')
     for rate in (3e-3, 1e-2, 3e-2):
         for level in (0.02, 0.1):
             sgd = dict(type='olor_mm.SGDOLOR', momentum=0.9, weight_decay=1e-4)

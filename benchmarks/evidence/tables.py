@@ -237,6 +237,7 @@ def levels(rows: pd.DataFrame) -> pd.DataFrame:
             'lr': f'{o["lr"]:g}',
             'max_level': f'{o["max_level"]:g}',
             'power': f'{o.get("power", 1):g}',
+            'coupling': o.get('coupling', 'lr'),
             'top-1': f'{row.value:.1f}',
             'agreement %, put back': f'{row.agreement_restored:.1f}',
             'drift %': f'{100 * row.drift_mean:.1f}',

@@ -59,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.out is not None and (args.out.suffix != '.py' or not args.out.absolute().parent.is_dir()):
+        raise SystemExit(f'init: --out {str(args.out)!r} has to end with .py, in a folder that is there')
     _ask(args)
     for name in ('epochs', 'batch_size', 'lr'):
         value = getattr(args, name)
@@ -66,8 +68,6 @@ def main(args: argparse.Namespace) -> None:
             raise SystemExit(f'init: --{name.replace("_", "-")} {value} is not above 0')
     data_root = args.data.expanduser().resolve()
     out = (args.out or Path(f'{data_root.name}_{args.task}.py')).resolve()
-    if out.suffix != '.py' or not out.parent.is_dir():
-        raise SystemExit(f'init: --out {str(out)!r} has to end with .py, in a folder that is there')
     try:
         data = examine(data_root, args.task, out, args.classes)
         base = _base(args.config, args.task)

@@ -1,5 +1,6 @@
 """Where the tools and configs are that come with olor_mm, installed or not."""
 
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,19 +19,25 @@ def config_file(name: str) -> str:
     Raises:
         SystemExit: If there is no such file.
     """
-    file = Path(name)
     library, is_stock, path = name.partition('::')
-    if library == 'olor_mm' and is_stock:
-        file = packaged('configs') / path
-    elif is_stock:
+    if not is_stock:
+        folder, file = None, Path(name)
+    elif library == 'olor_mm':
+        folder = packaged('configs')
+        file = folder / path
+    else:
         spec = find_spec(library) if library.isidentifier() else None
         if spec is None or spec.origin is None:
             raise SystemExit(
                 f'config {name!r}: {library!r} is not installed; it is mmdet::, mmseg::, mmpretrain:: or olor_mm::'
             )
-        file = Path(spec.origin).parent / '.mim/configs' / path
+        folder = Path(spec.origin).parent / '.mim/configs'
+        file = folder / path
     if not file.is_file():
-        raise SystemExit(
-            f'config {name!r} is not a file' + f': there is no {file}' * bool(is_stock) + '; give the path of a config'
-        )
+        message = f'config {name!r} is not a file'
+        if folder is not None:
+            there = {other.name: other.relative_to(folder).as_posix() for other in folder.rglob('*.py')}
+            nearest = [f'{library}::{there[near]}' for near in get_close_matches(file.name, there)]
+            message += f': there is no {file}' + f'; nearest are {", ".join(nearest)}' * bool(nearest)
+        raise SystemExit(f'{message}; give the path of a config')
     return str(file)

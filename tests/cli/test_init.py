@@ -327,6 +327,13 @@ def test_configs_and_weights_that_do_not_fit_are_refused(coco, folders, tmp_path
             'of the task semantic_segmentation',
         ),
         (coco, 'detection', 'mmdet::retinanet/none.py', [], 'is not a file'),
+        (
+            coco,
+            'detection',
+            'mmdet::retinanet_r18_fpn_1x_coco',
+            [],
+            'are mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+        ),
         (folders, 'classification', 'mmpretrain::resnet/resnet50_8xb32_in1k.py', [], 'names no pre-trained weights'),
         (coco, 'detection', RETINANET, ['--checkpoint', 'none.pth'], '--checkpoint none.pth is not a file'),
         (coco, 'detection', RETINANET, ['--checkpoint', 'other.pth'], 'does not fit the model: .* it has 0%'),
