@@ -30,8 +30,7 @@ BEST = dict(
     semantic_segmentation='mIoU',
 )
 WARMUP = 500  # iterations at most
-HALVINGS = 10  # of a deviation in the first layer, over the run, that the level is chosen for
-LEVELS = (0.01, 0.05)  # between these
+LEVEL = 0.01  # whatever the length of the run: docs/en/choosing_a_level.md
 NEW_HEADS = ('classification', 'semantic_segmentation')  # heads are new, and are trained at ten times the rate
 
 
@@ -300,7 +299,6 @@ def _config(args: argparse.Namespace, base: Config, data_root: Path, data: Data,
     task, number, epochs = args.task, len(data.classes), args.epochs
     batch = _batch_size(args, data)
     iterations = math.ceil(data.images / batch)
-    level = min(max(round(HALVINGS * math.log(2) / (iterations * epochs), 3), LEVELS[0]), LEVELS[1])
     settings: dict[str, Any] = dict(
         model=_merge(_with_classes(base.model, number), weights.get('model', {})),
         **{key: value for key, value in weights.items() if key != 'model'},
@@ -318,7 +316,7 @@ def _config(args: argparse.Namespace, base: Config, data_root: Path, data: Data,
     keys = {key: options for key, options in keys.items() if options}
     if task in NEW_HEADS:
         keys['head'] = dict(lr_mult=10.0)
-    paramwise = dict(rollback=dict(max_level=level, pretrained='auto'), norm_decay_mult=0.0)
+    paramwise = dict(rollback=dict(max_level=LEVEL, pretrained='auto'), norm_decay_mult=0.0)
     settings['optim_wrapper'] = dict(
         _delete_=True,
         type='OptimWrapper',

@@ -7,7 +7,7 @@ finetune_optim_wrapper = dict(
     paramwise_cfg=dict(
         rollback=dict(
             rule='l2sp_decoupled',
-            max_level=0.05,  # alpha, in all layers
+            max_level=50.0,  # alpha, in all layers: a step takes 50 * 1e-4 = 0.5 % back
             new_level=0.05,  # beta, as the weight decay of the others
             pretrained='auto',
         )

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# tools/check_install.sh onedl|upstream [VENV]
+# Proves that the wheel works where nothing of this repository is: an empty virtual environment, torch, the wheel with
+# its extra, and in another folder a user's config, written by `init`, trained and tested, by `python -m olor_mm` and by
+# `mim`. It takes 10 to 20 minutes and 8 GiB; PIP_FIND_LINKS may name a folder with a wheel of mmcv. Needs `make data`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+repository=$PWD
+stack=${1:?usage: $0 onedl|upstream [VENV]}
+if [ "$stack" = upstream ]; then extra=openmmlab; else extra=onedl; fi
+work=$(mktemp -d)
+:
+trap 'echo "[check] line $LINENO failed: $BASH_COMMAND" >&2' ERR
+venv=${2:-$work/venv}
+needs=$repository/requirements/$stack
+say() { printf '\033[1m[check]\033[0m %s\n' "$*"; }
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+versions() { "$venv/bin/python" -m pip list --format=freeze | grep -iE '^(torch|torchvision|(onedl[-_])?mm(engine|cv|det|detection|seg|segmentation|pretrain))=='; }
+
+say "an empty environment, and torch"
+"${PYTHON:-python3.11}" -m venv "$venv"
+pip install -r "$needs/build.txt" -r "$needs/torch.txt"
+
+say "sdist, and the wheel out of it"
+"$venv/bin/python" -c "import setuptools.build_meta as build; build.build_sdist('$work')" >/dev/null
+pip wheel --no-build-isolation --no-deps --wheel-dir "$work" "$work"/olor_mm-*.tar.gz
+wheel=$(ls "$work"/olor_mm-*.whl)
+
+say "the wheel with the extra $extra"
+MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps "$(grep -E '^(onedl-)?mmcv==' "$needs/openmmlab.txt")"
+versions >"$work/before"
+pip install --no-build-isolation "$wheel[$extra]"
+versions >"$work/after"
+[ -z "$(comm -23 <(sort "$work/before") <(sort "$work/after"))" ] || { echo "pip replaced: $(diff "$work/before" "$work/after")" >&2; exit 1; }
+cat "$work/after"
+
+say "a user's config in another folder: init, train, test"
+mkdir "$work/user" && cd "$work/user"
+export PATH="$venv/bin:$PATH"
+python -m olor_mm init "$repository/data/digits" --task classification --epochs 1 --batch-size 100 --out digits.py \
+    --config mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py \
+    --checkpoint "$repository/data/weights/mobilenet_v2_mmpretrain.pth"
+short=(--cfg-options train_dataloader.dataset.indices=200 val_dataloader.dataset.indices=20)
+python -m olor_mm train digits.py --work-dir run "${short[@]}" >log 2>&1 || { tail -n 30 log; exit 1; }
+grep -o 'OLOR: .* rolled back' log
+python -m olor_mm test digits.py run/epoch_1.pth --work-dir run --cfg-options test_dataloader.dataset.indices=20 >log 2>&1
+grep -o 'Epoch(test) .*accuracy.*' log
+printf "_base_ = 'olor_mm::demo/mask-rcnn_nuclei_olor.py'\n" >inherited.py
+python -m olor_mm print_rollback inherited.py --images 10 >log 2>&1 || { tail -n 30 log; exit 1; }
+
+say "mim, of the distribution openmim: onedl-mim takes a package named like its distribution to be in its .dist-info"
+pip install openmim
+for config in digits.py mobilenet-v2_olor_1xb32-10e_digits-64px.py; do
+    ln -sfn "$repository/data" data
+    mim train olor_mm "$config" --gpus 0 --work-dir mim "${short[@]}" train_cfg.max_epochs=1 >log 2>&1 || { tail -n 30 log; exit 1; }
+    grep -o 'OLOR: .* rolled back' log
+done
+mim test olor_mm digits.py --checkpoint mim/epoch_1.pth --gpus 0 --cfg-options test_dataloader.dataset.indices=20 >log 2>&1 || { tail -n 30 log; exit 1; }
+grep -o 'Epoch(test) .*accuracy.*' log
+mim search olor_mm | tail -n 20
+say "all of it works"
