@@ -49,7 +49,7 @@ printf "_base_ = 'olor_mm::demo/mask-rcnn_nuclei_olor.py'\n" >inherited.py
 python -m olor_mm print_rollback inherited.py --images 10 >log 2>&1 || { tail -n 30 log; exit 1; }
 
 say "mim, of the distribution openmim: onedl-mim takes a package named like its distribution to be in its .dist-info"
-pip install openmim
+pip install openmim -r "$needs/torch.txt"  # its pandas would bring numpy 2, which torch 2.1 cannot use
 for config in digits.py mobilenet-v2_olor_1xb32-10e_digits-64px.py; do
     ln -sfn "$repository/data" data
     mim train olor_mm "$config" --gpus 0 --work-dir mim "${short[@]}" train_cfg.max_epochs=1 >log 2>&1 || { tail -n 30 log; exit 1; }
