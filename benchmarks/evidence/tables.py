@@ -133,6 +133,23 @@ def chosen(choices: Choices, tasks: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tried(rows: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Every setting, method by method."""
+    measure, factor, digits = measure_of(task)
+    return pd.DataFrame(
+        {
+            '': NAMES[row['method']],
+            'settings': settings(row['method'], row),
+            measure.key: f'{factor * row["value"]:.{digits}f}',
+            KEPT['agreement_restored']: f'{row["agreement_restored"]:.1f}',
+            'drift %': f'{100 * row["drift_mean"]:.1f}',
+        }
+        for method in METHODS
+        if method != 'wise_ft'
+        for row in rows[rows['method'] == method].to_dict('records')
+    )
+
+
 def at_edge(method: str, task: str, best) -> str:
     if method == 'wise_ft':
         return ''
@@ -197,6 +214,11 @@ def sections(results: list[dict]) -> list[str]:
                 made.append(f'### {name}, by {what}\n\n{markdown(pivot(runs, "run", columns, value, factor))}')
     for task, rows in table[table['part'] == 'ablation'].groupby('task'):
         made.append(f'## Ablations, {task}\n\n{ABLATIONS}\n\n{markdown(final_table(rows, task, "olor", "variant"))}')
+        made.append(f'### What provenance is worth\n\n{PROVENANCE}')
+        for name in ('uniform', 'uniform_strong'):
+            pair = rows[rows['variant'].isin((name, f'{name}_new'))]
+            if name in set(pair['variant']):
+                made.append(markdown(final_table(pair, task, name, 'variant')))
     for task, frozen in table[table['part'] == 'statistics'].groupby('task'):
         updated = table[(table['part'] == 'final') & (table['task'] == task) & table['method'].isin(frozen['method'])]
         both = pd.concat(
@@ -205,9 +227,13 @@ def sections(results: list[dict]) -> list[str]:
                 frozen.assign(variant=frozen['method'] + ', frozen'),
             ]
         )
-        made.append(f'## Norm statistics, {task}\n\n{markdown(final_table(both, task, "full, updated", "variant"))}')
+        made.append(f'## Norm statistics, {task}\n\n{STATISTICS}')
+        made.append(markdown(final_table(both, task, 'full, updated', 'variant')))
     if tuned:
         made.append(f'## What was best on validation\n\n{CHOSEN}\n\n{markdown(chosen(choices, tuned))}')
+    for task in tuned:
+        rows = table[(table['part'] == 'tuning') & (table['task'] == task)]
+        made.append(f'## All that was tuned on validation, {task}, one seed\n\n{markdown(tried(rows, task))}')
     return made
 
 
@@ -224,7 +250,11 @@ fashion-50 and digits-50 are those of 10 and 200 images a class too."""
 ABLATIONS = """All at the learning rate that is best without rollback, and `max_level` 0.1 unless said; differences are
 to the first. *uniform*: the same level in all layers (`power=0`); *inverted*: the deepest block is pulled back most;
 *tensor*: layers counted as the reference code does; *constant*: the level does not follow the learning rate;
-*uniform_new*: provenance off, the new head is anchored to its random start as well; *strong*: level 0.3."""
+*new*: provenance off, the new head is anchored to its random start as well; *strong*: level 0.3."""
+PROVENANCE = """The same runs, with differences to those that are alike but for the head: what no checkpoint held is
+left to the optimizer, or (*new*) pulled back to its random start."""
+STATISTICS = """Each at the settings that were best with updated statistics. *Frozen*: `norm_eval=True`. Updated and
+put back are the columns of that name."""
 CHAIN = """The metric on the first task before the second was learned; after it, with the first head on what the
 second left of the rest; and that with the norm statistics of the first task put back."""
 
