@@ -94,18 +94,25 @@ def final_table(rows: pd.DataFrame, task: str, reference: str = 'full', by: str 
 
 def kept_table(choices: Choices, task: str) -> pd.DataFrame:
     """Of every method's settings within a point of the best of full fine-tuning, the one that kept most."""
-    measure, factor, digits = measure_of(task)
+    empty = dict.fromkeys([KEPT['agreement_restored'], 'drift %', 'settings'], '')
     printed = []
     for method in METHODS:
         best = choices.keeper(task, method)
-        row = {'': NAMES[method], measure.key: 'none', KEPT['agreement_restored']: '', 'drift %': '', 'settings': ''}
-        if best is not None:
-            row[measure.key] = f'{factor * float(best["value"]):.{digits}f}'
-            row[KEPT['agreement_restored']] = f'{float(best["agreement_restored"]):.1f}'
-            row['drift %'] = f'{100 * float(best["drift_mean"]):.1f}'
-            row['settings'] = settings(method, best)
-        printed.append(row)
+        found = {measure_of(task)[0].key: 'none', **empty} if best is None else tuned_run(task, best)
+        printed.append({'': NAMES[method], **found})
     return pd.DataFrame(printed)
+
+
+def tuned_run(task: str, row: dict) -> dict:
+    """What a table shows of a run on validation."""
+    measure, factor, digits = measure_of(task)
+    options = dict(alpha=float(row['alpha'])) if row['method'] == 'wise_ft' else json.loads(row['options'])
+    return {
+        measure.key: f'{factor * float(row["value"]):.{digits}f}',
+        KEPT['agreement_restored']: f'{float(row["agreement_restored"]):.1f}',
+        'drift %': f'{100 * float(row["drift_mean"]):.1f}',
+        'settings': settings(options),
+    }
 
 
 def in_short(finals: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -120,46 +127,35 @@ def in_short(finals: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def chosen(choices: Choices, tasks: list[str]) -> pd.DataFrame:
     """The settings that were best on validation, a row a method."""
-    rows = []
-    for method in METHODS:
-        row = {'': NAMES[method]}
-        for task in tasks:
-            best = choices.alpha(task) if method == 'wise_ft' else choices.best(task, method)
-            row[task] = ''
-            if best is not None:
-                of_row = dict(alpha=best) if method == 'wise_ft' else dict(options=json.dumps(best, sort_keys=True))
-                row[task] = settings(method, of_row) + at_edge(method, task, best)
-        rows.append(row)
+    rows = [{'': NAMES[method]} for method in METHODS]
+    for task in tasks:
+        for method, row in zip(METHODS, rows):
+            best = dict(alpha=choices.alpha(task)) if method == 'wise_ft' else choices.best(task, method)
+            row[task] = '' if best is None else settings(best) + at_edge(method, task, best)
     return pd.DataFrame(rows)
 
 
 def tried(rows: pd.DataFrame, task: str) -> pd.DataFrame:
     """Every setting, method by method."""
-    measure, factor, digits = measure_of(task)
-    return pd.DataFrame(
-        {
-            '': NAMES[row['method']],
-            'settings': settings(row['method'], row),
-            measure.key: f'{factor * row["value"]:.{digits}f}',
-            KEPT['agreement_restored']: f'{row["agreement_restored"]:.1f}',
-            'drift %': f'{100 * row["drift_mean"]:.1f}',
-        }
+    frame = pd.DataFrame(
+        {'': NAMES[method], **tuned_run(task, row)}
         for method in METHODS
         if method != 'wise_ft'
         for row in rows[rows['method'] == method].to_dict('records')
     )
+    frame.insert(1, 'settings', frame.pop('settings'))  # they tell the rows of a method apart
+    return frame
 
 
-def at_edge(method: str, task: str, best) -> str:
+def at_edge(method: str, task: str, best: dict) -> str:
     if method == 'wise_ft':
         return ''
     rates = [options['lr'] for options in grid(method, TASKS[task]['kind'])]
     return ' \\*' if best['lr'] in (min(rates), max(rates)) else ''
 
 
-def settings(method: str, row: dict) -> str:
-    options = dict(alpha=float(row['alpha'])) if method == 'wise_ft' else json.loads(row['options'])
-    return ', '.join(f'{key} {value:g}' for key, value in options.items())
+def settings(options: dict) -> str:
+    return ', '.join(f'{key} {options[key]:g}' for key in sorted(options))
 
 
 def pivot(rows: pd.DataFrame, index: str, columns: str, value: str, factor: float = 1.0) -> pd.DataFrame:

@@ -21,10 +21,9 @@ def config_file(name: str) -> str:
     """
     library, is_stock, path = name.partition('::')
     if not is_stock:
-        folder, file = None, Path(name)
+        folder = None
     elif library == 'olor_mm':
         folder = packaged('configs')
-        file = folder / path
     else:
         spec = find_spec(library) if library.isidentifier() else None
         if spec is None or spec.origin is None:
@@ -32,7 +31,7 @@ def config_file(name: str) -> str:
                 f'config {name!r}: {library!r} is not installed; it is mmdet::, mmseg::, mmpretrain:: or olor_mm::'
             )
         folder = Path(spec.origin).parent / '.mim/configs'
-        file = folder / path
+    file = Path(name) if folder is None else folder / path
     if not file.is_file():
         message = f'config {name!r} is not a file'
         if folder is not None:
