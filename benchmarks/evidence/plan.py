@@ -15,10 +15,10 @@ LENGTH = {10: 100, 50: 200, 200: 400}  # iterations for so many images a class
 TASKS = {
     'fashion-50': dict(FASHION, size=50, batch=32, iters=LENGTH[50]),
     'nuclei masks': dict(kind='instance', data='nuclei', batch=4, iters=80),
-    'nuclei pixels': dict(kind='semantic', data='nuclei', batch=4, iters=60),
-    'composite boxes': dict(kind='detection', data='composite', batch=4, iters=150),
+    'nuclei pixels': dict(kind='semantic', data='nuclei', batch=4, iters=80),
+    'composite boxes': dict(kind='detection', data='composite', batch=4, iters=200),
+    'tree boxes': dict(kind='detection', data='trees', batch=2, iters=150),
     'digits-50': dict(DIGITS, size=50, batch=32, iters=LENGTH[50]),
-    'tree boxes': dict(kind='detection', data='trees', batch=4, iters=100),
     'composite masks': dict(kind='instance', data='composite', batch=4, iters=150),
     'composite pixels': dict(kind='semantic', data='composite', batch=4, iters=80),
 }
@@ -26,7 +26,21 @@ USED_ON = {
     f'{name}-50': {f'{name}-{size}': dict(kind, size=size, batch=32, iters=LENGTH[size]) for size in LENGTH}
     for name, kind in (('fashion', FASHION), ('digits', DIGITS))
 }
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = dict(classification=(5e-4, 1e-3, 2e-3), detection=(1e-3, 2e-3), instance=(1e-3, 2e-3), semantic=(2e-3, 4e-3))
+ALONE = dict(  # of methods without a strength of their own, as many as rates and strengths of the others
+    full=dict(
+        classification=(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3),
+        detection=(5e-4, 1e-3, 2e-3, 4e-3),
+        instance=(5e-4, 1e-3, 2e-3, 4e-3),
+        semantic=(1e-3, 2e-3, 4e-3, 8e-3),
+    ),
+    linear_probe=dict(
+        classification=(5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
+        detection=(1e-3, 2e-3, 5e-3, 1e-2),
+        instance=(1e-3, 2e-3, 5e-3, 1e-2),
+        semantic=(2e-3, 5e-3, 1e-2, 2e-2),
+    ),
+)
 SEVEN = ('full', 'linear_probe', 'layer_decay', 'l2sp', 'l2sp_decoupled', 'spd', 'olor')
 METHODS = (*SEVEN, 'wise_ft')
 WISE_FT = (0.2, 0.4, 0.6, 0.8, 0.9)
@@ -35,11 +49,8 @@ POINT = dict(classification=1.0, semantic=1.0, detection=0.01, instance=0.01)  #
 
 def grid(method: str, kind: str) -> list[dict]:
     """The same number of settings for every method: six in classification, four elsewhere."""
-    small = kind == 'classification'
-    if method == 'full':
-        return [dict(lr=lr) for lr in ((1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3) if small else (5e-4, 1e-3, 2e-3, 4e-3))]
-    if method == 'linear_probe':
-        return [dict(lr=lr) for lr in ((5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2) if small else (1e-3, 2e-3, 5e-3, 1e-2))]
+    if method in ALONE:
+        return [dict(lr=lr) for lr in ALONE[method][kind]]
     key, values = {
         'layer_decay': ('decay', (0.8, 0.9)),
         'l2sp': ('max_level', (1e-3, 1e-2)),
@@ -47,7 +58,7 @@ def grid(method: str, kind: str) -> list[dict]:
         'spd': ('max_level', (0.5, 1.0)),
         'olor': ('max_level', (0.02, 0.1)),
     }[method]
-    return [{'lr': lr, key: value} for lr in (RATES if small else RATES[1:]) for value in values]
+    return [{'lr': lr, key: value} for lr in RATES[kind] for value in values]
 
 
 def trial(part: str, task: str, of_task: dict, method: str, options: dict, seed: int, split: str, **more) -> dict:
