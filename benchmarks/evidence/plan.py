@@ -19,8 +19,8 @@ TASKS = {
     'composite boxes': dict(kind='detection', data='composite', batch=4, iters=200),
     'tree boxes': dict(kind='detection', data='trees', batch=2, iters=150),
     'digits-50': dict(DIGITS, size=50, batch=32, iters=LENGTH[50]),
-    'composite masks': dict(kind='instance', data='composite', batch=4, iters=150),
-    'composite pixels': dict(kind='semantic', data='composite', batch=4, iters=80),
+    'composite masks': dict(kind='instance', data='composite', batch=4, iters=200),
+    'composite pixels': dict(kind='semantic', data='composite', batch=4, iters=300),
 }
 USED_ON = {
     f'{name}-50': {f'{name}-{size}': dict(kind, size=size, batch=32, iters=LENGTH[size]) for size in LENGTH}
@@ -130,7 +130,8 @@ def plan(results: list[dict], tasks: list[str]) -> Iterator[dict | None]:
             yield from trade(tuned, choices)
             yield from studies(tuned, choices)
         if tuned == 'composite boxes':
-            yield from detection_chain(choices)
+            second = dict(TASKS[tuned], subset='_new')
+            yield from chain('boxes of 0-4, then 5-9', tuned, second, dict(subset='_old'), choices, seeds=3)
 
 
 def trade(tuned: str, choices: Choices) -> Iterator[dict | None]:
@@ -168,13 +169,19 @@ def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:
             yield at and trial('ablation', tuned, of_task, 'olor', {**at, **options}, seed, 'test', variant=name)
         for method, options in dict(full=full, olor=olor).items():
             yield options and trial('statistics', tuned, of_task, method, options, seed, 'test', norm_eval=True)
-    for seed in range(5):
-        for method in ('full', 'layer_decay', 'l2sp_decoupled', 'spd', 'olor'):
-            options = choices.best(tuned, method)
-            first = dict(data='digits')
-            yield options and trial(
-                'chain', 'digits, then fashion', of_task, method, options, seed, 'test', chain=first
-            )
+    yield from chain('digits, then fashion', tuned, of_task, dict(data='digits'), choices, seeds=5)
+
+
+def chain(name: str, tuned: str, second: dict, first: dict, choices: Choices, seeds: int) -> Iterator[dict | None]:
+    """Two tasks, one after the other, with what was best on validation, and with two that are pulled back more."""
+    best = {m: choices.best(tuned, m) for m in ('full', 'layer_decay', 'l2sp_decoupled', 'spd', 'olor')}
+    pulled = dict(olor=best['full'] and {**best['full'], 'max_level': 0.1})
+    if kept := choices.keeper(tuned, 'l2sp_decoupled'):
+        pulled['l2sp_decoupled'] = json.loads(kept['options'])
+    for settings in (best, pulled):
+        for seed in range(seeds):
+            for method, options in settings.items():
+                yield options and trial('chain', name, second, method, options, seed, 'test', chain=first)
 
 
 def levels(tuned: str, choices: Choices) -> Iterator[dict | None]:
@@ -201,15 +208,3 @@ def levels(tuned: str, choices: Choices) -> Iterator[dict | None]:
                 options = dict(lr=lr, max_level=1 - 0.5 ** (1 / half_life))
                 changed = dict(of_task, iters=iters, batch=batch, size=size)
                 yield lr and trial('transfer', tuned, changed, 'olor', options, seed, 'val', half_life=half_life)
-
-
-def detection_chain(choices: Choices) -> Iterator[dict | None]:
-    """Boxes of the digits 0 to 4, then of 5 to 9."""
-    for seed in range(3):
-        for method in ('full', 'layer_decay', 'l2sp_decoupled', 'olor'):
-            options = choices.best('composite boxes', method)
-            of_task = dict(TASKS['composite boxes'], subset='_new')
-            first = dict(subset='_old')
-            yield options and trial(
-                'chain', 'boxes of 0-4, then 5-9', of_task, method, options, seed, 'test', chain=first
-            )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from plan import METHODS, TASKS, USED_ON, Choices, grid, plan
+from plan import METHODS, SEVEN, TASKS, USED_ON, Choices, grid, plan
 
 from olor_mm.analysis.comparison import Measure, summarize, verdict
 
@@ -182,7 +182,7 @@ def sections(results: list[dict]) -> list[str]:
     if finals:
         made.append(f'## In short\n\n{SHORT}\n\n{markdown(in_short(finals))}')
     made += [f'## {task}\n\n{markdown(frame)}' for task, frame in finals.items()]
-    tuned = [task for task in TASKS if choices.best(task, 'full')]
+    tuned = [task for task in TASKS if all(choices.best(task, method) for method in SEVEN)]
     if tuned:
         made.append(f'## What can be kept for a point\n\n{KEPT_HEAD}')
     for task in tuned:
@@ -252,7 +252,8 @@ left to the optimizer, or (*new*) pulled back to its random start."""
 STATISTICS = """Each at the settings that were best with updated statistics. *Frozen*: `norm_eval=True`. Updated and
 put back are the columns of that name."""
 CHAIN = """The metric on the first task before the second was learned; after it, with the first head on what the
-second left of the rest; and that with the norm statistics of the first task put back."""
+second left of the rest; and that with the norm statistics of the first task put back. First those that were best on
+validation, then some that are pulled back more."""
 
 
 def levels(rows: pd.DataFrame) -> pd.DataFrame:
@@ -276,9 +277,9 @@ def levels(rows: pd.DataFrame) -> pd.DataFrame:
 def chain(rows: pd.DataFrame) -> pd.DataFrame:
     factor = 100 if rows['before'].max() <= 1 else 1
     shown = []
-    for method in [method for method in METHODS if method in set(rows['method'])]:
-        of = rows[rows['method'] == method]
-        row = {'': NAMES[method], 'n': len(of), 'second task': mean_sd(of['value'] * factor)}
+    for (method, options), of in rows.groupby(['method', 'options'], sort=False):
+        row = {'': NAMES[method], 'settings': settings(json.loads(options)), 'n': len(of)}
+        row['second task'] = mean_sd(of['value'] * factor)
         row['first task, before'] = mean_sd(of['before'] * factor)
         row['after'] = mean_sd(of['old'] * factor)
         row['after, statistics put back'] = mean_sd(of['old_restored'] * factor)

@@ -4,12 +4,14 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from scipy import stats
 
 sys.path.insert(0, str(ROOT / 'benchmarks/evidence'))
 import plan
 import tables
+import trial as runs
 
 
 def row(trial: dict, value: float, **more) -> dict:
@@ -93,3 +95,20 @@ def test_the_table_has_paired_differences_with_students_interval():
         f'| OLOR | 26.0 ± 17.1 | 3 | {mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] | no difference shown' in page
     )
     assert '| SPD | 15.3 ± 13.1 | 3 | -8.0 [-14.6, -1.4] | worse' in page  # by hand: -5, -9, -10
+
+
+def test_heads_of_detectors_read_what_the_backbone_computes():
+    cfg = runs.base_config(dict(plan.TASKS['nuclei masks'], split='val', seed=0))
+    model = runs.build(cfg.model, cfg.default_scope).eval()
+    images = torch.randn(2, 3, 128, 128)
+    rois = torch.tensor([[0, 8.0, 8, 60, 50], [1, 30, 20, 110, 100]])
+
+    @torch.no_grad()
+    def of_rois():
+        features = model.extract_feat(images)
+        return model.roi_head.bbox_roi_extractor(features[:4], rois)
+
+    before = of_rois()
+    runs.ChannelsLastHook().before_run(type('Runner', (), dict(model=model)))
+    assert any(p.is_contiguous(memory_format=torch.channels_last) for p in model.backbone.parameters() if p.ndim == 4)
+    torch.testing.assert_close(of_rois(), before, atol=1e-3, rtol=1e-3)
