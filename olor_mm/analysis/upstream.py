@@ -1,6 +1,6 @@
 """A fine-tuned model put back into its upstream state, for the task it was pre-trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def upstream_state(
         'kept statistics' or 'pre-trained'.
 
     Raises:
-        ValueError: If not one name of the pre-trained model is in the fine-tuned one, or less than half of its tensors.
+        ValueError: If less than half of the pre-trained model's tensors are in the fine-tuned one.
     """
     state, sources = {}, {}
     for name, value in pretrained.items():
@@ -55,16 +55,36 @@ def upstream_state(
             state[name], sources[name] = theirs, 'fine-tuned'
         else:
             state[name], sources[name] = value, 'pre-trained'
-    if 'fine-tuned' not in sources.values():
-        raise ValueError(
-            f'prefix={prefix!r}: the fine-tuned model, with names like {next(iter(finetuned), "")!r}, has none of the '
-            f'names that the pre-trained one would have there, like {prefix + next(iter(pretrained), "")!r}; give '
-            'another prefix'
-        )
-    shared = sum(source != 'pre-trained' for source in sources.values())
-    if shared < len(sources) / 2:
-        raise ValueError(
-            f'only {shared} of the {len(sources)} tensors of the pre-trained model are in the fine-tuned one, under '
-            'the same name and in the same shape: it was fine-tuned from another'
-        )
+    is_theirs = 'fine-tuned' in sources.values()  # statistics alone do not make it so
+    shared = sum(is_theirs and source != 'pre-trained' for source in sources.values())
+    check_shared(shared, pretrained, finetuned, prefix)
     return state, sources
+
+
+def check_shared(shared: int, pretrained: Collection[str], finetuned: Collection[str], prefix: str) -> None:
+    """Refuse to take a model for one that was fine-tuned from another if it has less than half of that one's tensors.
+
+    Args:
+        shared (int): How many of the pre-trained model's tensors were found in the fine-tuned one.
+        pretrained (Collection[str]): All of their names.
+        finetuned (Collection[str]): All names of the fine-tuned one.
+        prefix (str): What was looked for before the names.
+
+    Raises:
+        ValueError: If there are less than half; it names a prefix with which there are more.
+    """
+    if shared and 2 * shared >= len(pretrained):
+        return
+    counts = {other: sum(other + name in finetuned for name in pretrained) for other in ('', 'backbone.')}
+    best = max(counts, key=lambda other: counts[other])
+    remedy = (
+        f'with prefix={best!r} they are {counts[best]}'
+        if best != prefix and 2 * counts[best] >= len(pretrained)
+        else 'give another prefix, or the pre-trained weights as that library names them'
+    )
+    raise ValueError(
+        f'only {shared} of the {len(pretrained)} tensors of the pre-trained model, looked for under names like '
+        f'{prefix + next(iter(pretrained), "")!r} (prefix={prefix!r}), are in the fine-tuned one in the same shape; its '
+        f'names are like {next(iter(finetuned), "")!r}: it was fine-tuned from another, or by a library with other '
+        f'names; {remedy}'
+    )

@@ -5,16 +5,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .upstream import check_shared
+
 
 def interpolate(
     pretrained: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], alpha: float, prefix: str = ''
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """theta = (1 - alpha) theta_0 + alpha theta_1, the weight-space ensemble of WiSE-FT, arXiv 2109.01903.
 
-    Running statistics of norm layers are interpolated like weights: alpha = 0 and 1 are then the two models to the bit,
-    variances stay positive, and the method needs no data. Between the two they are an approximation. Integers, such as
-    ``num_batches_tracked``, are those of the fine-tuned model, as is all that the pre-trained one does not have in the
-    same shape: its new head.
+    Running statistics of norm layers are interpolated like weights: floating tensors are at alpha = 0 and 1 those of
+    the two models to the bit, variances stay positive, and the method needs no data. Between the two they are an
+    approximation. Integers, such as ``num_batches_tracked``, are those of the fine-tuned model, as is all that the
+    pre-trained one does not have in the same shape: its new head.
 
     Args:
         pretrained (Mapping[str, Tensor]): State dict theta_0.
@@ -27,7 +29,8 @@ def interpolate(
         not interpolated, for floating tensors that were not.
 
     Raises:
-        ValueError: If alpha is not in [0, 1], or no floating tensor of one name and shape is in both.
+        ValueError: If alpha is not in [0, 1], or less than half of the pre-trained model's floating tensors are in the
+            fine-tuned one.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f'alpha={alpha!r} is not in [0, 1]: 0 is the pre-trained model, 1 the fine-tuned one')
@@ -43,12 +46,9 @@ def interpolate(
             kept[name] = f'of shape {tuple(start.shape)} in the pre-trained model and {tuple(value.shape)} here'
         else:
             state[name] = torch.lerp(start.double(), value.double(), alpha).to(value.dtype)
-    if all(name in kept for name, value in state.items() if _is_weight(value)):
-        raise ValueError(
-            f'prefix={prefix!r}: no tensor is in both models under one name and in one shape; give another: names of '
-            f'the fine-tuned one are like {next(iter(finetuned), "")!r}, of the pre-trained one with the prefix like '
-            f'{prefix + next(iter(pretrained), "")!r}'
-        )
+    weights = [name for name, value in pretrained.items() if _is_weight(value)]
+    shared = sum(_is_weight(state.get(prefix + name)) and prefix + name not in kept for name in weights)
+    check_shared(shared, weights, finetuned, prefix)
     return state, kept
 
 

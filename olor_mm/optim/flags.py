@@ -1,10 +1,12 @@
-"""The fastest implementation that torch has of an optimizer, where the user asks for none."""
+"""The fastest implementation that torch has of an optimizer, where the user asks for none, and what it lacks."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+from .state import eager
 
 
 def listed(params: Iterable) -> Iterable:
@@ -47,6 +49,31 @@ def fastest_flags(cls: type, params: Iterable, rollback: float, options: dict) -
     if tensors and all(torch.is_floating_point(t) and t.device.type in devices for t in tensors):
         return dict(fused=True)
     return {}
+
+
+def laid_out(groups: list[dict], closure: Callable | None) -> Callable | None:
+    """Give gradients the strides of their parameters: torch's fused kernels on CPU read them as if they had those.
+
+    Done at once, or, where a closure makes the gradients, in the closure that is returned.
+    """
+    if closure is None:
+        _lay_out(groups)
+        return None
+
+    def evaluate():
+        loss = closure()
+        _lay_out(groups)
+        return loss
+
+    return evaluate
+
+
+@eager
+@torch.no_grad()
+def _lay_out(groups: list[dict]) -> None:
+    for p in (p for group in groups if group.get('fused') for p in group['params']):
+        if p.grad is not None and p.is_cpu and p.grad.layout == torch.strided and p.grad.stride() != p.stride():
+            p.grad = torch.empty_like(p, dtype=p.grad.dtype).copy_(p.grad)
 
 
 def _tensors(params) -> list[torch.Tensor]:

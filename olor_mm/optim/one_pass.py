@@ -15,7 +15,6 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from .rollback import Rollback
-from .state import eager
 
 Call = tuple[str, tuple[str, ...], tuple[float, ...]]
 
@@ -28,8 +27,6 @@ class OnePass(Rollback):
         raise NotImplementedError
 
     def _two_pass_groups(self, closure) -> list[dict]:
-        if closure is None:
-            self._lay_out_gradients()
         is_scaled = getattr(self, 'grad_scale', None) is not None or getattr(self, 'found_inf', None) is not None
         if closure is not None or is_scaled or is_compiling() or _kernels() is None:
             return self.param_groups
@@ -54,14 +51,6 @@ class OnePass(Rollback):
             for rows, scalars in parts:
                 self._run(kernel, list(rows), list(scalars))
         return remaining
-
-    @eager
-    @torch.no_grad()
-    def _lay_out_gradients(self) -> None:
-        # torch's fused kernels on CPU read a gradient as if it lay in memory like its parameter
-        for p in chain.from_iterable(group['params'] for group in self.param_groups if group.get('fused')):
-            if p.grad is not None and p.is_cpu and p.grad.layout == torch.strided and p.grad.stride() != p.stride():
-                p.grad = torch.empty_like(p, dtype=p.grad.dtype).copy_(p.grad)
 
     def _rows(self, params: list[Parameter], keys: tuple[str, ...]) -> tuple[list[list[Tensor]], list[Parameter]]:
         """The tensors a kernel takes for each parameter, and the parameters it cannot take."""
@@ -112,7 +101,7 @@ class OnePassSGD(OnePass):
         # torch's fused kernel wants either all momentum buffers of a call or none, and a late parameter has none yet
         groups = []
         for group in super()._two_pass_groups(closure):
-            if closure is None and group.get('fused') and group['momentum']:
+            if group.get('fused') and group['momentum']:
                 known = [p for p in group['params'] if self.state.get(p, {}).get('momentum_buffer') is not None]
                 late = [p for p in group['params'] if self.state.get(p, {}).get('momentum_buffer') is None]
                 groups += [{**group, 'params': params} for params in (known, late) if params]

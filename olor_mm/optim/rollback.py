@@ -14,7 +14,7 @@ for this one, are in :mod:`olor_mm.optim.rules`.
 import torch
 
 from .anchors import check_anchor_options, fetched
-from .flags import fastest_flags, listed
+from .flags import fastest_flags, laid_out, listed
 from .penalty import check_rollback
 from .rules import other_rules, share
 from .state import AnchoredState, eager
@@ -32,9 +32,8 @@ class Rollback(AnchoredState):
         params: Parameters, parameter groups or named parameters, as for the base optimizer.
         rollback (float): lambda in [0, 1], the share of the way back to the pre-trained value that a step takes at
             the initial learning rate. 0 is the base optimizer, bit for bit. Defaults to 0.
-        rollback_coupling (str): 'lr' scales lambda with the group's learning rate over its initial one (the value the
-            group was added with, or the ``max_lr`` of a one-cycle schedule), clamped to [0, 1]; 'constant' does not.
-            Defaults to 'lr'.
+        rollback_coupling (str): 'lr' scales lambda with the group's learning rate over its initial one (that it was
+            added with, or ``max_lr`` of a one-cycle schedule), within [0, 1]; 'constant' does not. Defaults to 'lr'.
         rollback_rule (str): 'olor', or a baseline of :mod:`olor_mm.optim.rules`: 'l2sp', 'l2sp_decoupled' or 'spd'.
             ``rollback`` is then alpha of L2-SP or lambda of SPD, 0 or more, without coupling. Defaults to 'olor'.
         rollback_new (float): beta of L2-SP: what has no anchor is pulled to 0 by it. Defaults to 0.
@@ -111,6 +110,7 @@ class Rollback(AnchoredState):
             return self._step_and_review(closure)
 
     def _step_and_review(self, closure):
+        closure = laid_out(self.param_groups, closure)
         groups, remaining = self.param_groups, self._two_pass_groups(closure)
         bare = self._hide_bare_anchors(remaining)
         base_step = super().step.__func__

@@ -186,6 +186,33 @@ def test_compiled_equals_eager(name):
 
 
 @every_optimizer
+@pytest.mark.parametrize('by_closure', [False, True])
+def test_gradients_of_other_strides_are_read_right(name, by_closure):
+    """torch's fused kernels on CPU do not; the same values as contiguous tensors come out otherwise with them."""
+    made = {}
+    for turned in (False, True):
+        params = parameters(name)
+        optimizer = ours(name, params)
+        for step in range(3):
+
+            def closure(params=params, step=step, turned=turned):
+                generator = torch.Generator().manual_seed(step)
+                for p in params:
+                    p.grad = torch.randn(p.shape, generator=generator)
+                    if turned and p.ndim > 1:
+                        p.grad = p.grad.transpose(0, 1).contiguous().transpose(0, 1)
+                return 1.0
+
+            if by_closure:
+                assert optimizer.step(closure) == 1.0
+            else:
+                closure()
+                optimizer.step()
+        made[turned] = params
+    assert_same(made[True], made[False], rtol=1e-6, atol=1e-6)
+
+
+@every_optimizer
 def test_a_parameter_without_gradient_is_left_alone_until_it_has_one(name):
     """Also when its state is saved in between: an anchor alone must not look like state of the base optimizer."""
     params = parameters(name)[:2]
