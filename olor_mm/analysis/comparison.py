@@ -103,20 +103,25 @@ def choose_metrics(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[Meas
     Raises:
         RunError: If a run did not log them, such as one of another task or one without a validation.
     """
-    in_all = set.intersection(*map(_keys, runs))
-    chosen = list(wanted) or [key for key in METRICS if key in in_all]
+    headlines = {run.work_dir: [key for key in METRICS if key in _keys(run)] for run in runs}
+    chosen = list(wanted) or [key for key in METRICS if all(key in keys for keys in headlines.values())]
     for run in runs:
-        missing = [key for key in chosen if key not in _keys(run)]
-        if missing or not chosen:
+        lacking = next((key for key in chosen if key not in _keys(run)), None)
+        if lacking or not (chosen or headlines[run.work_dir]):
             logged = sorted(key for key in _keys(run) - TRAINING if not key.startswith(('drift/', 'upstream')))
-            others = {key for other in runs for key in METRICS if key in _keys(other)}
             reason = (
-                f'the runs have no headline metric in common, among them are {sorted(others)}: compare runs of one '
-                'task that were validated, or name a metric by --metric'
-                if not chosen
-                else f'{run.work_dir} did not log {missing[0]!r}: leave it out, or choose another by --metric'
+                f'did not log {lacking!r}: leave it out, or choose another by --metric'
+                if lacking
+                else f'logged no headline metric, such as {METRICS[0]!r}: was it validated? Leave it out, or name a '
+                'metric by --metric'
             )
-            raise RunError(f'{reason}. {run.work_dir} (default_scope {run.cfg.get("default_scope")!r}) has {logged}')
+            scope = run.cfg.get('default_scope')
+            raise RunError(f'{run.work_dir} {reason}. {run.work_dir} (default_scope {scope!r}) has {logged}')
+    if not chosen:
+        raise RunError(
+            'the runs have no headline metric in common: compare runs of one task, or name a metric by --metric. '
+            + '; '.join(f'{work_dir} has {keys}' for work_dir, keys in headlines.items())
+        )
     return [Measure(key) for key in chosen]
 
 

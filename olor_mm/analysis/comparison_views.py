@@ -1,6 +1,7 @@
 """Figures of a comparison. Methods are told apart by colour, marker and line style. Needs matplotlib and pandas."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ MARKERS = 'osD^vPX<>'
 LINES = ('-', '--', '-.', ':')
 GRID = dict(color='#dddddd', linewidth=0.8)
 WIDTH = 11.0
+NAME_WIDTH = 34  # characters, of a name of a method; longer ones go on in a new line
 
 
 def style(number: int) -> dict:
@@ -29,6 +31,10 @@ def _tidy(axes) -> None:
     axes.grid(**GRID)
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
+
+
+def _label(method: str, runs: Sequence) -> str:
+    return fill(f'{method} (n = {len(runs)})', NAME_WIDTH)
 
 
 def _axis_label(measure: Measure) -> str:
@@ -52,8 +58,7 @@ def draw_trade_off(values: pd.DataFrame, metric: Measure, retention: Measure) ->
         look = {**style(number), 'linestyle': 'none'}
         axes.plot(x, y, markersize=5, alpha=0.4, **look)
         spread = dict(xerr=x.std(), yerr=y.std()) if len(rows) > 1 else {}
-        label = f'{method} (n = {len(rows)})'
-        axes.errorbar(x.mean(), y.mean(), **spread, **look, label=label, markersize=11, capsize=4)
+        axes.errorbar(x.mean(), y.mean(), **spread, **look, label=_label(method, rows), markersize=11, capsize=4)
     means = values.groupby('method', sort=False)[[str(retention), str(metric)]].mean()
     best = means.sort_values(list(means), ascending=[not retention.higher_is_better, not metric.higher_is_better])
     heights = best[str(metric)] * (1 if metric.higher_is_better else -1)
@@ -83,7 +88,7 @@ def draw_curves(groups: Mapping[str, Sequence[Run]], measures: Sequence[Measure]
                 **look,
                 markersize=4,
                 markevery=-(-len(curve) // 12),
-                label=f'{method} (n = {len(runs)})',
+                label=_label(method, runs),
             )
             low, high = curve['mean'] - curve['sd'], curve['mean'] + curve['sd']
             axes.fill_between(curve.index, low, high, color=look['color'], alpha=0.15, linewidth=0)
@@ -115,7 +120,10 @@ def draw_drift(groups: Mapping[str, Sequence[Run]]) -> Figure:
         layers = np.append(values.index, values.index[-1] + 1) - 0.5
         # a column reaches from the step logged before to its own
         mesh = axes.pcolormesh([max(before, 0), *steps], layers, values, cmap='cividis', norm=scale)
-        axes.set(title=f'{method} (n = {len(groups[method])})', xlabel='iteration')
+        axes.set(title=_label(method, groups[method]), xlabel='iteration')
+        axes.xaxis.get_major_locator().set_params(
+            integer=True, nbins=5, prune='upper'
+        )  # the next panel's 0 is beside it
         axes.yaxis.get_major_locator().set_params(integer=True)
     for axes in panels[:, 0]:
         axes.set_ylabel('layer (0 is nearest the input)')

@@ -5,7 +5,7 @@ from torch.nn import functional
 
 
 def prediction_agreement(scores: torch.Tensor, original: torch.Tensor) -> float:
-    """Share of images on which two classifiers name the same class first.
+    """Share of images on which two classifiers name the same class first; one whose scores have a nan names none.
 
     Args:
         scores (Tensor): Scores or logits of the fine-tuned model with its old head, shape (images, classes).
@@ -18,7 +18,8 @@ def prediction_agreement(scores: torch.Tensor, original: torch.Tensor) -> float:
         ValueError: If the shapes differ or there is no image.
     """
     _check_shapes(scores, original)
-    return (scores.argmax(1) == original.argmax(1)).double().mean().item()
+    is_same = (scores.argmax(1) == original.argmax(1)) & ~scores.isnan().any(1)
+    return is_same.double().mean().item()
 
 
 def prediction_divergence(logits: torch.Tensor, original: torch.Tensor) -> float:

@@ -53,8 +53,12 @@ class Run:
     def checkpoint(self) -> Path | None:
         """The last checkpoint, also of a work_dir that was moved; None if there is none."""
         note = self.work_dir / 'last_checkpoint'
-        named = Path(note.read_text().strip()) if note.is_file() else Path()
-        return next((file for file in (self.work_dir / named.name, named) if file.is_file()), None)
+        if not note.is_file():
+            return None
+        named = Path(note.read_text().strip())
+        # elsewhere it is that of another run, unless CheckpointHook was given an `out_dir`, which has one for each
+        is_own = named.parent.name == self.work_dir.resolve().name
+        return next((file for file in (self.work_dir / named.name, *[named] * is_own) if file.is_file()), None)
 
     def curve(self, key: str) -> pd.Series:
         """Values of a scalar by step; empty if it was not logged."""

@@ -84,7 +84,7 @@ def check_shared(shared: int, pretrained: Collection[str], finetuned: Collection
     )
     raise ValueError(
         f'only {shared} of the {len(pretrained)} tensors of the pre-trained model, looked for under names like '
-        f'{prefix + next(iter(pretrained), "")!r} (prefix={prefix!r}), are in the fine-tuned one in the same shape; its '
-        f'names are like {next(iter(finetuned), "")!r}: it was fine-tuned from another, or by a library with other '
+        f'{prefix + next(iter(pretrained), "")!r} (prefix={prefix!r}), are in the fine-tuned one in the same shape; '
+        f'its names are like {next(iter(finetuned), "")!r}: it was fine-tuned from another, or by a library with other '
         f'names; {remedy}'
     )

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from ..compat import unwrapped, whole_parameters
-from ..layers import clean_name
+from ..layers import clean_name, declared_layers
 from ..layers.groups import merge
 from ..names import nearest
 from ..optim.penalty import check_rollback, is_number
@@ -46,9 +46,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
     lambda of these parameters by hand; one of 0 leaves them to the optimizer under every rule. Any optimizer type may
     be given: its OLOR version is chosen.
 
-    ``layer_decay_rate`` d, in (0, 1], multiplies the learning rate of layer i of n by d^(n - i), as mmpretrain's
-    ``LearningRateDecayOptimWrapperConstructor`` does, for any backbone (Clark et al., arXiv 2003.10555). It is apart
-    from rollback; ``rollback=dict(max_level=0)`` is layer-wise decay alone.
+    ``layer_decay_rate`` d, in (0, 1], multiplies the learning rate of layer i of n by d^(n - i) (Clark et al., arXiv
+    2003.10555). Unless ``rollback.layer_index`` says otherwise, layers are those of the backbone's ``get_layer_depth``,
+    and rates then equal those of mmpretrain's ``LearningRateDecayOptimWrapperConstructor``; a backbone without it has
+    those of its rollback. It is apart from rollback; ``rollback=dict(max_level=0)`` is layer-wise decay alone.
 
     Parameters with equal options share one group. A parameter that stands in several places is taken once.
 
@@ -290,17 +291,20 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
             self._check_custom_levels([name for name, _ in module.named_parameters()])
-            params[:] = merge(map(partial(self._by_layer, self._index(module)), _unique(params)))
+            index = self._index(module)
+            decayed = {**index, **(declared_layers(module) if self.settings.layer_index == 'block' else {})}
+            layers = {p: (index[name], decayed[name]) for name, p in module.named_parameters()}
+            params[:] = merge(map(partial(self._by_layer, layers), _unique(params)))
 
-    def _by_layer(self, index: dict[nn.Parameter, tuple[int, int]], group: dict) -> dict:
-        """A group of one parameter, with what its layer (i, n) means for it."""
-        i, n = index[group['params'][0]]
+    def _by_layer(self, layers: dict[nn.Parameter, tuple[tuple[int, int], tuple[int, int]]], group: dict) -> dict:
+        """A group of one parameter, with what its layers (i, n) mean for it, that of rollback and that of the decay."""
+        (i, n), (depth, deepest) = layers[group['params'][0]]
         if self.settings.half_life is not None and 'rollback' not in group:
             group['rollback_half_life'] = self.settings.half_life
         group = {'rollback': self.settings.level(i, n), **group}
         if group['rollback'] and self.settings.new_level:
             group['rollback_new'] = self.settings.new_level
-        scale = self.paramwise_cfg.get('layer_decay_rate', 1.0) ** (n - i)
+        scale = self.paramwise_cfg.get('layer_decay_rate', 1.0) ** (deepest - depth)
         return group if scale == 1 else {**group, 'lr': group.get('lr', self.base_lr) * scale}
 
     def _check_custom_levels(self, names: list[str]) -> None:
@@ -317,12 +321,11 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
             # many stock configs have some that are for other models
             _log_warning(f'{where}={dict(options)!r} is not used: {key!r} is part of no parameter name; {near}')
 
-    def _index(self, model: nn.Module) -> dict[nn.Parameter, tuple[int, int]]:
+    def _index(self, model: nn.Module) -> dict[str, tuple[int, int]]:
         try:
-            index = self.settings.index(model)
+            return self.settings.index(model)
         except ValueError as error:
             raise ValueError(f'{WHERE}: {error}') from error
-        return {p: index[name] for name, p in model.named_parameters()}
 
 
 def _custom_keys(paramwise_cfg: dict) -> Mapping:

@@ -255,12 +255,14 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
     return weights, content
 
 
-def save_weights(content: dict, path: str | os.PathLike) -> None:
-    """``torch.save`` for what a tool has made; the folder is made if need be.
+def save_weights(content: dict, path: str | os.PathLike, *sources: str | os.PathLike) -> None:
+    """``torch.save`` for what a tool has made of these sources; the folder is made if need be.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        CheckpointError: If it cannot be written, or is one of the sources.
     """
+    if os.path.realpath(path) in map(os.path.realpath, sources):
+        raise CheckpointError(f'{os.fspath(path)!r} is what was read and would be lost; give another file to write')
     try:
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         with open(path, 'wb') as file:

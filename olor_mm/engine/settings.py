@@ -142,7 +142,7 @@ class RollbackSettings:
             raise ValueError(
                 f'{WHERE}.new_level={self.new_level!r} goes to what has a level above 0, and with '
                 f'max_level={self.max_level!r}, min_level={self.min_level!r} and power={self.power!r} a new head has '
-                'none; leave out power, or raise min_level'
+                f'none; {"raise max_level" if self.max_level == 0 else "leave out power, or raise min_level"}'
             )
         if self.rule != 'olor' and self.coupling != 'lr':
             raise ValueError(

@@ -2,6 +2,15 @@
 
 from .blocks import main_stages
 from .groups import rollback_groups
-from .index import METHODS, backbones, clean_name, layer_index, names_under
+from .index import METHODS, backbones, clean_name, declared_layers, layer_index, names_under
 
-__all__ = ['METHODS', 'backbones', 'clean_name', 'layer_index', 'main_stages', 'names_under', 'rollback_groups']
+__all__ = [
+    'METHODS',
+    'backbones',
+    'clean_name',
+    'declared_layers',
+    'layer_index',
+    'main_stages',
+    'names_under',
+    'rollback_groups',
+]

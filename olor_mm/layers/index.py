@@ -89,19 +89,39 @@ def _index_backbone(backbone: nn.Module, prefix: str, method: str, whole_model: 
 
 def _own_depths(backbone: nn.Module, prefix: str, block_of: dict[str, str | None]) -> dict[str, tuple[int, int]] | None:
     """What the backbone's ``get_layer_depth`` says, if it tells blocks apart and never decreases along the way."""
-    if not hasattr(backbone, 'get_layer_depth'):
-        return None
-    try:
-        clean = clean_name(prefix)
-        depths = {name: backbone.get_layer_depth(clean + clean_name(name), clean) for name in block_of}
-    except (NotImplementedError, ValueError, KeyError, IndexError):  # of an architecture its author did not think of
-        return None
-    # its `num_layers` counts layers, head included: the head's own i is one less
-    depths = {name: (i, num_layers - 1) for name, (i, num_layers) in depths.items()}
+    depths = _declared_depths(backbone, prefix, block_of)
     path = [i for i, _ in depths.values()]
-    layers_of = {(block, depths[name][0]) for name, block in block_of.items() if block is not None}
+    layers_of = {(block, depths[name][0]) for name, block in block_of.items() if depths and block is not None}
     one_to_one = len(layers_of) == len({block for block, _ in layers_of}) == len({i for _, i in layers_of})
     return depths if one_to_one and path == sorted(path) else None
+
+
+def _declared_depths(backbone: nn.Module, prefix: str, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """What the backbone's ``get_layer_depth`` says of its parameters; nothing if there is none or it fails."""
+    if not hasattr(backbone, 'get_layer_depth'):
+        return {}
+    try:
+        clean = clean_name(prefix)
+        depths = {name: backbone.get_layer_depth(clean + clean_name(name), clean) for name in names}
+    except (NotImplementedError, ValueError, KeyError, IndexError):  # of an architecture its author did not think of
+        return {}
+    # its `num_layers` counts layers, head included: the head's own i is one less
+    return {name: (i, num_layers - 1) for name, (i, num_layers) in depths.items()}
+
+
+def declared_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """The layers that backbones give their parameters by mmpretrain's ``get_layer_depth``, for its learning rate decay.
+
+    Unlike :func:`layer_index`, as they are: some give several blocks one layer.
+
+    Returns:
+        dict[str, tuple[int, int]]: Name to (i, n); only of parameters in a backbone that has it.
+    """
+    return {
+        prefix + name: layer
+        for prefix, backbone in backbones(model)
+        for name, layer in _declared_depths(backbone, prefix, [name for name, _ in backbone.named_parameters()]).items()
+    }
 
 
 def _block_depths(

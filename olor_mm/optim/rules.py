@@ -5,7 +5,8 @@ theta_0 is the anchor, alpha = ``rollback`` and beta = ``rollback_new`` of a gro
     l2sp            g_t     <- g_t + alpha (theta_{t-1} - theta_0)              anchored
                     g_t     <- g_t + beta theta_{t-1}                           without an anchor
                     theta_t  = BaseOptimizer(theta_{t-1}, g_t)
-    l2sp_decoupled  theta_t  = BaseOptimizer(theta_{t-1} - lr_t alpha (theta_{t-1} - theta_0), g_t); so with beta and 0
+    l2sp_decoupled  theta_t  = BaseOptimizer(theta_{t-1} - min(1, lr_t alpha) (theta_{t-1} - theta_0), g_t)
+                    and so with beta and 0
     spd             theta~_t = BaseOptimizer(theta_{t-1}, g_t)
                     theta_t  = theta~_t - alpha r_t (theta~_t - theta_0)        if -<g_t, theta_{t-1} - theta_0> < 0
                     r_t      = max(0, |theta~_t - theta_0| - |theta_{t-1} - theta_0|) / |theta~_t - theta_0|

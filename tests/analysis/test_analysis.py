@@ -40,6 +40,7 @@ def test_agreement_is_the_share_of_equal_first_classes():
     original = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     scores = torch.tensor([[5.0, 1.0], [0.0, 1.0], [0.0, 3.0], [2.0, 3.0]])
     assert prediction_agreement(scores, original) == 0.75
+    assert prediction_agreement(torch.full_like(scores, float('nan')), original) == 0  # argmax says class 0
     with pytest.raises(ValueError, match='one shape'):
         prediction_agreement(scores[:2], original)
     with pytest.raises(ValueError, match='at least one image'):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from olor_mm.analysis.comparison import (
     summarize,
     verdict,
 )
+from olor_mm.analysis.comparison_views import draw_drift
 from olor_mm.analysis.report import Report
 from olor_mm.analysis.runs import RunError, differing_settings, find_runs, read_run
 
@@ -110,6 +112,16 @@ def test_the_checkpoint_of_a_moved_work_dir_is_found(tmp_path):
     assert run.checkpoint == tmp_path / 'epoch_3.pth'
 
 
+def test_the_checkpoint_of_another_work_dir_is_not_taken_but_that_of_out_dir(tmp_path):
+    run = read_run(make_run(tmp_path / 'copied', rows({}, {5: 5.0})))
+    for folder, is_own in (('work_dirs/original', False), ('out_dir/copied', True)):
+        file = tmp_path / folder / 'epoch_3.pth'
+        file.parent.mkdir(parents=True)
+        file.touch()
+        (run.work_dir / 'last_checkpoint').write_text(str(file))
+        assert run.checkpoint == (file if is_own else None)
+
+
 def test_runs_that_differ_in_the_seed_alone_are_one_method(tmp_path):
     for name, seed, lr in (('a', 1, 1e-3), ('b', 0, 1e-3), ('c', 0, 1e-2)):
         make_run(tmp_path / name, rows({}, {5: 5.0}), seed=seed, lr=lr)
@@ -169,8 +181,13 @@ def test_metrics_and_retention_are_chosen_or_what_there_is_is_named(tmp_path):
     b = read_run(make_run(tmp_path / 'b', rows({1: {'coco/bbox_mAP': 1.0}}, {5: 5.0})))
     assert choose_metrics([a]) == [Measure('mIoU')]
     assert choose_metrics([a], ['aAcc', 'mIoU']) == [Measure('aAcc'), Measure('mIoU')]
-    with pytest.raises(RunError, match=r"no headline metric in common, among them are \['coco/bbox_mAP', 'mIoU'\]"):
+    found = r"no headline metric in common.*a has \['mIoU'\]; .*b has \['coco/bbox_mAP'\]"
+    with pytest.raises(RunError, match=found):
         choose_metrics([a, b])
+    never = read_run(make_run(tmp_path / 'never', rows({}, {5: 5.0})))
+    for runs in ([a, never], [never]):
+        with pytest.raises(RunError, match=r'never logged no headline metric.*was it validated\?.*never \(.*has \[\]'):
+            choose_metrics(runs)
     with pytest.raises(RunError, match=r"b did not log 'mIoU': leave it out.*has \['coco/bbox_mAP'\]"):
         choose_metrics([a, b], ['mIoU'])
     assert choose_retention([a]) == Measure('upstream/agreement') and choose_retention([a, b]) is None
@@ -315,3 +332,14 @@ def test_cells_and_paragraphs_say_what_they_were_given():
     assert '<h1>a_b *c* &lt;d&gt;</h1>' in page and '<title>a_b *c* &lt;d&gt;</title>' in page
     assert '<p>no | table, &amp; `code` [x](y) _z_ 1~2~ \\</p>' in page
     assert '<td>&lt;i&gt;</td>' in page and '<td>a|b</td>' in page and '<td style="text-align:right">-1</td>' in page
+
+
+def test_long_names_of_methods_do_not_run_into_the_next_panel(tmp_path):
+    groups = {}
+    for number in range(3):
+        run = read_run(make_run(tmp_path / str(number), rows({}, {5: 5.0, 10: 4.0}, layers=3)))
+        groups[f'{number} backbone at a fifth of the rate, with a level of 0.01 and power 3'] = [run]
+    figure = draw_drift(groups)
+    figure.savefig(tmp_path / 'drift.png')
+    titles = [axes.title.get_window_extent() for axes in figure.axes[:3]]
+    assert all(left.x1 < right.x0 for left, right in pairwise(titles))

@@ -179,7 +179,7 @@ def test_linear_probing_under_ddp_says_what_it_needs(tmp_path):
 def built(model: str, arch: str):
     from mmpretrain.registry import MODELS
 
-    backbone = dict(type=model, arch=arch, img_size=64) if arch else dict(type=model)
+    backbone = dict(type=model, **(dict(arch=arch, img_size=64) if isinstance(arch, str) and arch else arch or {}))
     head = dict(type='LinearClsHead', num_classes=5, in_channels=96)
     return MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head))
 
@@ -189,9 +189,19 @@ def rates(optimizer) -> dict[nn.Parameter, float]:
 
 
 @pytest.mark.parametrize(
-    'model, arch', [('VisionTransformer', 'deit-tiny'), ('SwinTransformer', 'tiny'), ('BEiTViT', 'base')]
+    'model, arch, many',
+    [
+        ('VisionTransformer', 'deit-tiny', 10),
+        ('SwinTransformer', 'tiny', 10),
+        ('BEiTViT', 'base', 10),
+        # in these it lumps blocks, or goes back along the way
+        ('ConvNeXt', dict(arch='tiny'), 7),
+        ('ResNet', dict(depth=50), 7),
+        ('SwinTransformer', dict(arch='tiny', img_size=64, use_abs_pos_embed=True, out_indices=(1, 2, 3)), 10),
+        ('DistilledVisionTransformer', dict(arch='deit-tiny', img_size=64), 10),
+    ],
 )
-def test_layer_decay_gives_the_rates_of_mmpretrain(model, arch):
+def test_layer_decay_gives_the_rates_of_mmpretrain(model, arch, many):
     model = built(model, arch)
     optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05)
     stock_cfg = dict(norm_decay_mult=0.0, layer_decay_rate=0.65)
@@ -212,7 +222,7 @@ def test_layer_decay_gives_the_rates_of_mmpretrain(model, arch):
         ),
     )
     theirs, names = rates(stock.optimizer), {p: name for name, p in model.named_parameters()}
-    assert len(set(theirs.values())) > 10
+    assert len(set(theirs.values())) > many
     for p, lr in rates(ours.optimizer).items():
         assert lr == pytest.approx(theirs[p], rel=1e-12), names[p]
     assert rates(ours.optimizer).keys() == theirs.keys()
@@ -287,6 +297,7 @@ def test_a_level_of_zero_by_hand_leaves_a_parameter_to_the_optimizer():
             dict(rollback=dict(rule='l2sp', new_level=0.1, power=1.0)),
             r'new_level=0\.1 goes to what has a level above 0.*leave out power',
         ),
+        (dict(rollback=dict(rule='l2sp', new_level=0.1, max_level=0)), 'new head has none; raise max_level$'),
         (dict(rollback=dict(rule='l2sp', coupling='constant')), "coupling='constant' is an option of rule='olor'"),
         (dict(rollback=dict(max_level=2.0)), r'max_level=2\.0 is outside \[0, 1\]'),
         (dict(layer_decay_rate=0), r'layer_decay_rate=0 is not a number in \(0, 1\]'),

@@ -94,5 +94,9 @@ def test_command_line(data, tmp_path):
     assert written['meta'] == meta
     name = 'backbone.conv1.conv.weight'
     torch.testing.assert_close(written['state_dict'][name], weights[name] + 0.25)
+    before = (tmp_path / 'finetuned.pth').read_bytes()
+    done = run(*TOOL, source, tmp_path / 'finetuned.pth', tmp_path / 'new/../finetuned.pth', check=False)
+    assert done.returncode == 1 and 'is what was read and would be lost' in done.stdout
+    assert (tmp_path / 'finetuned.pth').read_bytes() == before
     done = run(*TOOL, ROOT / 'none.pth', tmp_path / 'finetuned.pth', out, check=False)
     assert done.returncode and 'wise_ft: ' in done.stdout and 'none.pth' in done.stdout

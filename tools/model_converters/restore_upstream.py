@@ -42,7 +42,7 @@ def restore(finetuned: Path, pretrained: Path, out: Path, prefix: str = '') -> C
             f'{lost[0]!r}: give a checkpoint of a run with OLOROptimWrapperConstructor, saved with its optimizer '
             '(CheckpointHook save_optimizer=True)'
         )
-    save_weights(dict(state_dict=state), out)
+    save_weights(dict(state_dict=state), out, finetuned, pretrained)
     return Counter(origins.values())
 
 

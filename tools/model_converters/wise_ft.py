@@ -35,7 +35,7 @@ def main() -> None:
         source, (weights, checkpoint) = load_weights(args.pretrained)[0], load_weights(args.finetuned)
         state, kept = interpolate(source, weights, args.alpha, args.prefix)
         meta = checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
-        save_weights(dict(meta=meta, state_dict=state), args.out)
+        save_weights(dict(meta=meta, state_dict=state), args.out, args.pretrained, args.finetuned)
     except ValueError as error:
         sys.exit(f'wise_ft: {error}')
     floating = [v for v in state.values() if isinstance(v, torch.Tensor) and torch.is_floating_point(v)]
