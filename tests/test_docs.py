@@ -155,6 +155,13 @@ def test_the_messages_of_trouble_shooting_are_those_of_the_source():
     assert len(quoted) > 30
 
 
+def test_figures_with_a_spread_are_those_of_the_study():
+    page, study = ((ROOT / f'docs/en/{name}.md').read_text() for name in ('choosing_a_level', 'evidence'))
+    quoted = re.findall(r'\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]', page)
+    assert len(quoted) > 20
+    assert not [figure for figure in quoted if figure not in study]
+
+
 @pytest.mark.parametrize('module', [m.name for m in pkgutil.walk_packages([str(ROOT / 'olor_mm')], 'olor_mm.')])
 def test_the_examples_in_docstrings_run(module):
     failed, _ = doctest.testmod(importlib.import_module(module))

@@ -77,7 +77,8 @@ def final_table(rows: pd.DataFrame, task: str, reference: str = 'full', by: str 
     printed = []
     for name, row in summarize(values, measure).iterrows():
         of_method = rows[rows[by] == name]
-        interval = f'{row["difference"]:+.1f} [{row["low"]:+.1f}, {row["high"]:+.1f}]' if name != reference else ''
+        is_known = name != reference and not np.isnan(row['low'])  # of one seed there is no interval
+        interval = f'{row["difference"]:+.1f} [{row["low"]:+.1f}, {row["high"]:+.1f}]' if is_known else ''
         kept = {KEPT[key]: mean_sd(of_method[key] * (100 if 'drift' in key else 1)) for key in KEPT}
         printed.append(
             {
@@ -176,9 +177,9 @@ def sections(results: list[dict]) -> list[str]:
     rest = '; what is missing is not yet known, and tables of it are left out' if done < len(planned) else ''
     made = [HEAD.format(machines=machines, budget=6, dense=4, done=done, planned=len(planned), open=rest)]
     choices = Choices(results)
-    finals = {
-        task: final_table(rows, task) for task, rows in table[table['part'] == 'final'].groupby('task', sort=False)
-    }
+    of_task = dict(list(table[table['part'] == 'final'].groupby('task')))
+    order = [name for tuned in TASKS for name in USED_ON.get(tuned, [tuned])]
+    finals = {task: final_table(of_task[task], task) for task in order if task in of_task}
     if finals:
         made.append(f'## In short\n\n{SHORT}\n\n{markdown(in_short(finals))}')
     made += [f'## {task}\n\n{markdown(frame)}' for task, frame in finals.items()]
