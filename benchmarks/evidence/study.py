@@ -113,10 +113,10 @@ class Worker(threading.Thread):
             process.wait()
 
 
-def rows_of(trial: dict, answer: dict) -> list[dict]:
-    """The answer of a worker as rows of the table."""
+def rows_of(trial: dict, answer: dict, code: str) -> list[dict]:
+    """The answer of a worker as rows of the table; ``code`` is the commit that it ran."""
     known = {key: trial.get(key, '') for key in FIELDS}
-    known.update(commit=commit(), machine=machine(), date=date.today().isoformat())
+    known.update(commit=code, machine=machine(), date=date.today().isoformat())
     rows = []
     for measured in answer['rows']:
         options = {} if 'alpha' in measured else trial['options']
@@ -129,6 +129,7 @@ def run_missing(tasks: list[str], workers: int, limit: float) -> None:
     """Run what the plan names and the table does not have; each result is on disk before the next begins."""
     results = read()
     end = time.monotonic() + 60 * limit
+    code = commit()  # what workers load now: a long study may see others come
     jobs, done = queue.Queue(), queue.Queue()
     log = ROOT / 'work_dirs/evidence.log'
     log.parent.mkdir(exist_ok=True)
@@ -163,7 +164,7 @@ def run_missing(tasks: list[str], workers: int, limit: float) -> None:
                 failed[trial['key']] = answer['error']
                 console.print(f'[red]failed[/red] {trial["part"]} {trial["task"]} {trial["method"]}: {answer["error"]}')
                 continue
-            rows = rows_of(trial, answer)
+            rows = rows_of(trial, answer, code)
             results += [{key: str(row[key]) for key in FIELDS} for row in rows]
             is_new = not RESULTS.exists()
             with open(RESULTS, 'a', newline='') as table:
