@@ -35,9 +35,10 @@ HEAD = """# Does it help?
 Printed by `make evidence` from [results.csv](../../benchmarks/evidence/results.csv), a row for every run with its
 settings, seed, commit and machine; `python benchmarks/evidence/study.py --again 3` runs three random rows again.
 {done} of the {planned} runs that are planned are in it{open}.
-All runs start from torchvision's ImageNet MobileNetV2, on {machines}. Learning rate and strength of every method are
-those that were best on the validation split, among {budget} settings for every method in classification and {dense}
-elsewhere, with one seed that is not among the others; the test split was looked at once, with the final runs.
+All runs start from torchvision's ImageNet MobileNetV2 and have {shortest:g} to {longest:g} steps, on {machines}.
+Learning rate and strength of every method are those that were best on the validation split, among {budget} settings for
+every method in classification and {dense} elsewhere, with one seed that is not among the others; the test split was
+looked at once, with the final runs.
 In *fashion-50* (Fashion-MNIST) and *digits-50* (MNIST) the number is that of training images a class; *trees* are
 trained on one site and tested on another.
 
@@ -175,7 +176,8 @@ def sections(results: list[dict]) -> list[str]:
     planned = list(plan(results, list(TASKS)))
     done = len({trial['key'] for trial in planned if trial} & set(table['key']))
     rest = '; what is missing is not yet known, and tables of it are left out' if done < len(planned) else ''
-    made = [HEAD.format(machines=machines, budget=6, dense=4, done=done, planned=len(planned), open=rest)]
+    counts = dict(done=done, planned=len(planned), shortest=table['iters'].min(), longest=table['iters'].max())
+    made = [HEAD.format(machines=machines, budget=6, dense=4, open=rest, **counts)]
     choices = Choices(results)
     of_task = dict(list(table[table['part'] == 'final'].groupby('task')))
     order = [name for tuned in TASKS for name in USED_ON.get(tuned, [tuned])]

@@ -121,9 +121,8 @@ def draw_drift(groups: Mapping[str, Sequence[Run]]) -> Figure:
         # a column reaches from the step logged before to its own
         mesh = axes.pcolormesh([max(before, 0), *steps], layers, values, cmap='cividis', norm=scale)
         axes.set(title=_label(method, groups[method]), xlabel='iteration')
-        axes.xaxis.get_major_locator().set_params(
-            integer=True, nbins=5, prune='upper'
-        )  # the next panel's 0 is beside it
+        # without the uppermost, which the next panel's 0 would be beside
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=5, prune='upper')
         axes.yaxis.get_major_locator().set_params(integer=True)
     for axes in panels[:, 0]:
         axes.set_ylabel('layer (0 is nearest the input)')
