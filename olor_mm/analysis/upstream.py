@@ -78,7 +78,7 @@ def check_shared(shared: int, pretrained: Collection[str], finetuned: Collection
     counts = {other: sum(other + name in finetuned for name in pretrained) for other in ('', 'backbone.')}
     best = max(counts, key=lambda other: counts[other])
     remedy = (
-        f'with prefix={best!r} they are {counts[best]}'
+        f'give prefix={best!r}, with which they are {counts[best]}'
         if best != prefix and 2 * counts[best] >= len(pretrained)
         else 'give another prefix, or the pre-trained weights as that library names them'
     )

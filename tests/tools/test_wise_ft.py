@@ -61,7 +61,7 @@ def test_models_with_little_in_common_are_refused_and_a_prefix_that_fits_is_name
     start, end = models()
     del start['old.weight'], start['fc.weight']
     found = r"^only 0 of the 2 .* like 'conv.weight' \(prefix=''\).* like 'backbone.conv.weight': .*"
-    with pytest.raises(ValueError, match=found + "with prefix='backbone.' they are 2$"):
+    with pytest.raises(ValueError, match=found + "give prefix='backbone.', with which they are 2$"):
         interpolate(start, end, 0.5)
     start.update({f'layer{i}.weight': torch.zeros(2) for i in range(3)})  # as in another library
     with pytest.raises(ValueError, match='^only 2 of the 5 .* or the pre-trained weights as that library names them$'):
