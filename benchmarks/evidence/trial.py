@@ -55,7 +55,7 @@ class ChannelsLastHook(Hook):
     def before_run(self, runner) -> None:
         backbone = runner.model.backbone
         backbone.to(memory_format=torch.channels_last)
-        backbone.register_forward_hook(lambda *args: tuple(output.contiguous() for output in args[-1]))
+        backbone.register_forward_hook(lambda _, inputs, outputs: tuple(o.contiguous() for o in outputs))
 
 
 def find(cfg, kind: str) -> dict:

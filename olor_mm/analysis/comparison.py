@@ -103,12 +103,15 @@ def choose_metrics(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[Meas
     Raises:
         RunError: If a run did not log them, such as one of another task or one without a validation.
     """
-    headlines = {run.work_dir: [key for key in METRICS if key in _keys(run)] for run in runs}
-    chosen = list(wanted) or [key for key in METRICS if all(key in keys for keys in headlines.values())]
+    keys_of = {run.work_dir: _keys(run) for run in runs}
+    headlines = {work_dir: [key for key in METRICS if key in keys] for work_dir, keys in keys_of.items()}
+    in_all = set.intersection(*keys_of.values())
+    chosen = list(wanted) or [key for key in METRICS if key in in_all]
     for run in runs:
-        lacking = next((key for key in chosen if key not in _keys(run)), None)
+        keys = keys_of[run.work_dir]
+        lacking = next((key for key in chosen if key not in keys), None)
         if lacking or not (chosen or headlines[run.work_dir]):
-            logged = sorted(key for key in _keys(run) - TRAINING if not key.startswith(('drift/', 'upstream')))
+            logged = sorted(key for key in keys - TRAINING if not key.startswith(('drift/', 'upstream')))
             reason = (
                 f'did not log {lacking!r}: leave it out, or choose another by --metric'
                 if lacking

@@ -291,8 +291,9 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
             self._check_custom_levels([name for name, _ in module.named_parameters()])
-            index = self._index(module)
-            decayed = {**index, **(declared_layers(module) if self.settings.layer_index == 'block' else {})}
+            index = decayed = self._index(module)
+            if self.paramwise_cfg.get('layer_decay_rate', 1.0) < 1 and self.settings.layer_index == 'block':
+                decayed = {**index, **declared_layers(module)}
             layers = {p: (index[name], decayed[name]) for name, p in module.named_parameters()}
             params[:] = merge(map(partial(self._by_layer, layers), _unique(params)))
 

@@ -176,10 +176,10 @@ def test_linear_probing_under_ddp_says_what_it_needs(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def built(model: str, arch: str):
+def built(model: str, **options):
     from mmpretrain.registry import MODELS
 
-    backbone = dict(type=model, **(dict(arch=arch, img_size=64) if isinstance(arch, str) and arch else arch or {}))
+    backbone = dict(type=model, **options)
     head = dict(type='LinearClsHead', num_classes=5, in_channels=96)
     return MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head))
 
@@ -189,11 +189,11 @@ def rates(optimizer) -> dict[nn.Parameter, float]:
 
 
 @pytest.mark.parametrize(
-    'model, arch, many',
+    'model, options, many',
     [
-        ('VisionTransformer', 'deit-tiny', 10),
-        ('SwinTransformer', 'tiny', 10),
-        ('BEiTViT', 'base', 10),
+        ('VisionTransformer', dict(arch='deit-tiny', img_size=64), 10),
+        ('SwinTransformer', dict(arch='tiny', img_size=64), 10),
+        ('BEiTViT', dict(arch='base', img_size=64), 10),
         # in these it lumps blocks, or goes back along the way
         ('ConvNeXt', dict(arch='tiny'), 7),
         ('ResNet', dict(depth=50), 7),
@@ -201,8 +201,8 @@ def rates(optimizer) -> dict[nn.Parameter, float]:
         ('DistilledVisionTransformer', dict(arch='deit-tiny', img_size=64), 10),
     ],
 )
-def test_layer_decay_gives_the_rates_of_mmpretrain(model, arch, many):
-    model = built(model, arch)
+def test_layer_decay_gives_the_rates_of_mmpretrain(model, options, many):
+    model = built(model, **options)
     optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05)
     stock_cfg = dict(norm_decay_mult=0.0, layer_decay_rate=0.65)
     stock = build_optim_wrapper(
@@ -230,7 +230,7 @@ def test_layer_decay_gives_the_rates_of_mmpretrain(model, arch, many):
 
 
 def test_layer_decay_of_any_backbone_multiplies_with_the_rates_of_custom_keys():
-    model = built('MobileNetV2', '')
+    model = built('MobileNetV2')
     wrapper = dict(
         constructor='OLOROptimWrapperConstructor',
         optimizer=dict(type='AdamW', lr=1e-3),

@@ -121,6 +121,16 @@ def test_what_a_kernel_cannot_do_goes_by_two_passes(case, taken):
     assert all(0 < (p - q).abs().max() < 0.02 for p, q in zip(params, start))
 
 
+def test_a_gradient_that_is_not_contiguous_is_read_right():
+    params = [nn.Parameter(torch.zeros(4, 6))]
+    optimizer = SGDOLOR(params, lr=1.0, rollback=0.5, rollback_coupling='constant')
+    for expected in (-0.5, -0.75):  # the first step is the base optimizer's, the second a kernel's
+        gradient = torch.arange(24.0).reshape(6, 4).t()
+        params[0].grad = gradient
+        optimizer.step()
+        assert torch.equal(params[0].data, expected * gradient)
+
+
 def test_autograd_sees_that_parameters_have_changed():
     p = nn.Parameter(torch.ones(3))
     optimizer = SGDOLOR([p], lr=0.1, rollback=0.5, rollback_coupling='constant')
