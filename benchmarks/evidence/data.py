@@ -10,7 +10,11 @@
 | nuclei    | 14 tiles, left                       | 7 tiles, right of them       | 4 tiles, right of those    |
 | trees     | the first 70 % of site YELL's tiles  | the other 30 %               | site OSBS                  |
 
-Fashion-MNIST (MIT) is the Debian package ``dataset-fashion-mnist``; it is fetched and unpacked, not installed.
+And ``photos``, without labels: crops of the photos among the examples of OpenCV (Apache-2.0), to ask an old classifier
+about others than those of ``make data``.
+
+Fashion-MNIST (MIT) and these photos are in the Debian packages ``dataset-fashion-mnist`` and ``opencv-doc``, which are
+fetched and unpacked, not installed.
 """
 
 import gzip
@@ -19,6 +23,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -26,33 +32,49 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from tools.dataset_converters.embedded import Wheels, read_digits  # noqa: E402
+from tools.dataset_converters.embedded import Wheels, read_digits, write_crops  # noqa: E402
 
 DATA = ROOT / 'data'
 EVIDENCE = DATA / 'evidence'
 SIZES = (10, 50, 200)
 SEEDS = (*range(5), 100)  # the last one is the one that is tuned with
-PACKAGE = 'dataset-fashion-mnist'
+# those that show things as they are: no drawings, no series of one scene
+PHOTOS = """
+alphamat/input_images/plant.jpg dnn_superres/butterfly.png hfs/data/000.jpg reg/home.png
+data/aero1.jpg data/aero3.jpg data/aloeL.jpg data/apple.jpg data/baboon.jpg data/basketball1.png data/board.jpg
+data/box_in_scene.png data/building.jpg data/butterfly.jpg data/chicky_512.png data/ela_original.jpg data/fruits.jpg
+data/graf1.png data/home.jpg data/left.jpg data/left01.jpg data/leuvenA.jpg data/licenseplate_motion.jpg data/messi5.jpg
+data/orange.jpg data/rubberwhale1.png data/smarties.png data/squirrel_cls.jpg data/stuff.jpg
+text/scenetext01.jpg text/scenetext02.jpg text/scenetext03.jpg text/scenetext04.jpg text/scenetext05.jpg
+text/scenetext06.jpg
+"""
+
+
+@contextmanager
+def debian(package: str, place: str) -> Iterator[Path]:
+    """The folder ``place`` of a Debian package, as it is installed or unpacked for the time being."""
+    installed = Path('/', place)
+    if installed.exists():
+        yield installed
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for command in (['apt-get', 'download', package], ['sh', '-c', f'dpkg-deb -x {package}_*.deb .']):
+            if shutil.which(command[0]) is None or subprocess.run(command, cwd=scratch).returncode:
+                raise SystemExit(f'{package} is not in {installed}, and {" ".join(command)} failed')
+        yield Path(scratch, place)
 
 
 def read_fashion() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images of shape (n, 28, 28) and labels (n,), uint8, of 'train' and 't10k'."""
-    installed = Path('/usr/share/datasets/fashion-mnist')
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = installed
-        if not installed.exists():
-            for command in (['apt-get', 'download', PACKAGE], ['sh', '-c', f'dpkg-deb -x {PACKAGE}_*.deb .']):
-                if shutil.which(command[0]) is None or subprocess.run(command, cwd=scratch).returncode:
-                    raise SystemExit(f'Fashion-MNIST is not in {installed}, and {" ".join(command)} failed')
-            folder = Path(scratch) / 'usr/share/datasets/fashion-mnist'
-        splits = {}
+    splits = {}
+    with debian('dataset-fashion-mnist', 'usr/share/datasets/fashion-mnist') as folder:
         for split in ('train', 't10k'):
             images, labels = (
                 np.frombuffer(gzip.decompress((folder / f'{split}-{kind}-ubyte.gz').read_bytes()), np.uint8)
                 for kind in ('images-idx3', 'labels-idx1')
             )
             splits[split] = images[16:].reshape(-1, 28, 28), labels[8:]
-        return splits
+    return splits
 
 
 def write_classes(folder: Path, pools: dict[str, dict[int, np.ndarray]]) -> None:
@@ -146,7 +168,20 @@ def make_trees(folder: Path) -> None:
     write_coco(source / 'test.json', folder / 'test.json', lambda image: True)
 
 
-MAKERS = dict(fashion=make_fashion, digits=make_digits, composite=make_composite, nuclei=make_nuclei, trees=make_trees)
+def make_photos(folder: Path) -> None:
+    with debian('opencv-doc', 'usr/share/doc/opencv-doc/examples') as examples:
+        photos = {name.replace('/', '_').split('.')[0]: cv2.imread(str(examples / name)) for name in PHOTOS.split()}
+    write_crops(folder, photos, scales=(1.0, 0.75))
+
+
+MAKERS = dict(
+    fashion=make_fashion,
+    digits=make_digits,
+    composite=make_composite,
+    nuclei=make_nuclei,
+    trees=make_trees,
+    photos=make_photos,
+)
 
 
 def main() -> None:

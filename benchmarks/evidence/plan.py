@@ -26,25 +26,24 @@ USED_ON = {
     f'{name}-50': {f'{name}-{size}': dict(kind, size=size, batch=32, iters=LENGTH[size]) for size in LENGTH}
     for name, kind in (('fashion', FASHION), ('digits', DIGITS))
 }
-RATES = dict(classification=(5e-4, 1e-3, 2e-3), detection=(1e-3, 2e-3), instance=(1e-3, 2e-3), semantic=(2e-3, 4e-3))
+BOXES = ('detection', 'instance')
+RATES = dict(classification=(5e-4, 1e-3, 2e-3), semantic=(2e-3, 4e-3), **dict.fromkeys(BOXES, (1e-3, 2e-3)))
 ALONE = dict(  # of methods without a strength of their own, as many as rates and strengths of the others
     full=dict(
         classification=(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3),
-        detection=(5e-4, 1e-3, 2e-3, 4e-3),
-        instance=(5e-4, 1e-3, 2e-3, 4e-3),
         semantic=(1e-3, 2e-3, 4e-3, 8e-3),
+        **dict.fromkeys(BOXES, (5e-4, 1e-3, 2e-3, 4e-3)),
     ),
     linear_probe=dict(
         classification=(5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
-        detection=(1e-3, 2e-3, 5e-3, 1e-2),
-        instance=(1e-3, 2e-3, 5e-3, 1e-2),
         semantic=(2e-3, 5e-3, 1e-2, 2e-2),
+        **dict.fromkeys(BOXES, (1e-3, 2e-3, 5e-3, 1e-2)),
     ),
 )
 SEVEN = ('full', 'linear_probe', 'layer_decay', 'l2sp', 'l2sp_decoupled', 'spd', 'olor')
 METHODS = (*SEVEN, 'wise_ft')
 WISE_FT = (0.2, 0.4, 0.6, 0.8, 0.9)
-POINT = dict(classification=1.0, semantic=1.0, detection=0.01, instance=0.01)  # one of a hundred, in each metric's unit
+POINT = dict(classification=1.0, semantic=1.0, **dict.fromkeys(BOXES, 0.01))  # one of a hundred, in each metric's unit
 
 
 def grid(method: str, kind: str) -> list[dict]:
@@ -128,6 +127,7 @@ def plan(results: list[dict], tasks: list[str]) -> Iterator[dict | None]:
                     yield options and trial('final', task, of_task, method, options, seed, 'test', **more)
         if tuned == 'fashion-50':
             yield from trade(tuned, choices)
+            yield from other_photos(tuned, choices)
             yield from studies(tuned, choices)
         if tuned == 'composite boxes':
             second = dict(TASKS[tuned], subset='_new')
@@ -149,6 +149,15 @@ def trade(tuned: str, choices: Choices) -> Iterator[dict | None]:
             options = json.loads(choices.results[kept['key']]['options'])
         for seed in range(5):
             yield trial('trade', tuned, TASKS[tuned], of_run, options, seed, 'test', variant=method, **more)
+
+
+def other_photos(tuned: str, choices: Choices) -> Iterator[dict | None]:
+    """Runs of `trade` once more, and the old classifier asked about photos that have nothing to do with the others."""
+    for method in SEVEN:
+        kept = choices.keeper(tuned, method)
+        for seed in range(5) if kept else ():
+            options = json.loads(kept['options'])
+            yield trial('photos', tuned, TASKS[tuned], method, options, seed, 'test', photos='opencv')
 
 
 def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:

@@ -193,6 +193,9 @@ def sections(results: list[dict]) -> list[str]:
         rows = table[(table['part'] == 'trade') & (table['task'] == task) & (table['method'] == table['variant'])]
         if len(rows):
             made.append(f'### {task}, these settings on the test split\n\n{markdown(final_table(rows, task))}')
+        others = table[(table['part'] == 'photos') & (table['task'] == task)]
+        if len(others):
+            made.append(f'### {task}, the same on other photos\n\n{PHOTOS}\n\n{markdown(on_photos(rows, others))}')
     for task, rows in table[table['part'] == 'chain'].groupby('task', sort=False):
         made.append(f'## Forgetting a task: {task}\n\n{CHAIN}\n\n{markdown(chain(rows))}')
     for task, rows in table[table['part'] == 'levels'].groupby('task'):
@@ -252,11 +255,25 @@ to the first. *uniform*: the same level in all layers (`power=0`); *inverted*: t
 *new*: provenance off, the new head is anchored to its random start as well; *strong*: level 0.3."""
 PROVENANCE = """The same runs, with differences to those that are alike but for the head: what no checkpoint held is
 left to the optimizer, or (*new*) pulled back to its random start."""
+PHOTOS = """The runs above once more, with statistics put back. The old classifier was asked about the 124 crops of 13
+photos of scikit-image, and (*others*) about 204 crops of 35 photos among the examples of OpenCV."""
 STATISTICS = """Each at the settings that were best with updated statistics. *Frozen*: `norm_eval=True`. Updated and
 put back are the columns of that name."""
 CHAIN = """The metric on the first task before the second was learned; after it, with the first head on what the
 second left of the rest; and that with the norm statistics of the first task put back. First those that were best on
 validation, then some that are pulled back more."""
+
+
+def on_photos(rows: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """What was kept, by either set of photos, a row a method."""
+    shown = []
+    for method, of in others.groupby('method', sort=False):
+        row = {'': NAMES[method], 'n': len(of)}
+        for key, name in dict(agreement_restored='agreement %', kl_restored='KL, nats').items():
+            row[name] = mean_sd(rows.loc[rows['method'] == method, key])
+            row[f'{name}, others'] = mean_sd(of[key])
+        shown.append(row)
+    return pd.DataFrame(shown)
 
 
 def levels(rows: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ libraries once.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -43,6 +44,7 @@ LIBRARIES = dict(classification='mmpretrain', detection='mmdet', instance='mmdet
 METRICS = dict(classification='accuracy/top1', detection='coco/bbox_mAP', instance='coco/segm_mAP', semantic='mIoU')
 CLASSES = dict(nuclei=('nucleus',), trees=('tree',), composite=tuple(f'digit {digit}' for digit in range(10)))
 SIDE = dict(classification=48, nuclei=128, composite=160, trees=256)
+PHOTOS = dict(skimage=ROOT / 'data/photos', opencv=EVIDENCE / 'photos')
 PHOTO_SIDE = 160
 
 
@@ -186,9 +188,9 @@ def build(model_cfg, scope: str) -> nn.Module:
 
 
 class Upstream:
-    """The ImageNet classifier, to be asked again with a fine-tuned backbone in it."""
+    """The ImageNet classifier, to be asked about the photos of a folder again with a fine-tuned backbone in it."""
 
-    def __init__(self):
+    def __init__(self, folder: Path):
         config = Config.fromfile(ROOT / CONFIGS['classification'])
         cfg = config.model
         cfg.head.update(num_classes=1000, topk=(1,))
@@ -198,7 +200,7 @@ class Upstream:
         file = ROOT / 'data/weights/mobilenet_v2_mmpretrain.pth'
         self.state = torch.load(file, weights_only=True)['state_dict']
         mean, std = (torch.tensor(config.data_preprocessor[key]) for key in ('mean', 'std'))
-        photos = [cv2.imread(str(file)) for file in sorted((ROOT / 'data/photos').glob('*.png'))]
+        photos = [cv2.imread(str(file)) for file in sorted(folder.glob('*.png'))]
         photos = [cv2.resize(photo, (PHOTO_SIDE,) * 2, interpolation=cv2.INTER_AREA)[..., ::-1] for photo in photos]
         images = torch.stack([(torch.from_numpy(photo.copy()) - mean) / std for photo in photos])
         self.photos = images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
@@ -320,9 +322,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        upstream = Upstream()
+        upstream_of = functools.cache(Upstream)
         for line in sys.stdin:
             trial = json.loads(line)
+            upstream = upstream_of(PHOTOS[trial.get('photos', 'skimage')])
             work_dir = Path(tempfile.mkdtemp(prefix='evidence'))
             try:
                 answer = dict(rows=run(trial, upstream, work_dir))

@@ -67,7 +67,8 @@ def test_what_keeps_most_for_a_point_is_run_on_the_test_split():
         for i, of_run in wise.items()
         for alpha, (v, kl) in of_run.items()
     ]
-    kept = [trial for trial in plan.plan(results, [task]) if trial and trial['part'] == 'trade']
+    trials = [trial for trial in plan.plan(results, [task]) if trial]
+    kept = [trial for trial in trials if trial['part'] == 'trade']
     assert {t['variant'] for t in kept} == {'full', 'olor', 'wise_ft'}  # nothing else is within a point of 84
     assert len(kept) == 3 * 5 and {t['split'] for t in kept} == {'test'}
     by = {t['variant']: t for t in kept}
@@ -75,6 +76,10 @@ def test_what_keeps_most_for_a_point_is_run_on_the_test_split():
     assert by['olor']['options'] == plan.tuning(task, 'olor')[3]['options']
     assert by['wise_ft']['method'] == 'full' and by['wise_ft']['wise_ft'] == [0.9]
     assert by['wise_ft']['options'] == plan.tuning(task, 'full')[2]['options']
+    others = [trial for trial in trials if trial['part'] == 'photos']
+    assert [(t['method'], t['seed']) for t in others] == [(m, seed) for m in ('full', 'olor') for seed in range(5)]
+    for trial in others:
+        assert trial['options'] == by[trial['method']]['options'] and trial['photos'] == 'opencv'
 
 
 def test_trials_have_keys_of_their_own():
@@ -95,6 +100,18 @@ def test_the_table_has_paired_differences_with_students_interval():
         f'| OLOR | 26.0 ± 17.1 | 3 | {mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] | no difference shown' in page
     )
     assert '| SPD | 15.3 ± 13.1 | 3 | -8.0 [-14.6, -1.4] | worse' in page  # by hand: -5, -9, -10
+
+
+def test_what_was_kept_is_shown_by_both_sets_of_photos():
+    task = 'fashion-50'
+    made = [
+        row(t, 80.0, agreement_restored=str(of_part[t['part']] + t['seed']), kl_restored='1')
+        for of_part in [dict(trade=10.0, photos=40.0)]
+        for t in plan.plan(tuned(task), [task])
+        if t and t['part'] in of_part and t['method'] == 'olor'
+    ]
+    page = '\n\n'.join(tables.sections(tuned(task) + made))
+    assert '| OLOR | 5 | 12.0 ± 1.6 | 42.0 ± 1.6 | 1.0 ± 0.0 | 1.0 ± 0.0 |' in page
 
 
 def test_heads_of_detectors_read_what_the_backbone_computes():

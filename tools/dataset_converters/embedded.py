@@ -285,20 +285,26 @@ def paint(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None
     image[mask] = np.clip(colour + rng.normal(0, 8, size=(mask.sum(), 3)), 0, 255).astype(np.uint8)
 
 
-def make_photos(out: Path, wheels: Wheels, size: int = 224) -> None:
-    """Square crops of every photo, at three scales: enough for a classifier to have something to say about each."""
+def write_crops(out: Path, photos: dict[str, np.ndarray], scales: Iterable[float], size: int = 224) -> int:
+    """Square crops at the ends of every photo, of a share of its shorter side each; how many there are."""
     count = 0
-    for photo in (*TRAIN_PHOTOS, *TEST_PHOTOS, 'motorcycle_right.png', 'coins.png', 'camera.png'):
-        image = wheels.image('photos', f'skimage/data/{photo}')
+    for name, image in photos.items():
         side = min(image.shape[:2])
-        for scale in (1.0, 0.75, 0.5):
+        for scale in scales:
             window = int(side * scale)
             for y in {0, image.shape[0] - window}:
                 for x in {0, image.shape[1] - window}:
                     crop = cv2.resize(image[y : y + window, x : x + window], (size, size), interpolation=cv2.INTER_AREA)
-                    cv2.imwrite(str(out / f'{count:03d}_{Path(photo).stem}.png'), crop)
+                    cv2.imwrite(str(out / f'{count:03d}_{name}.png'), crop)
                     count += 1
-    console.print(f'photos: {count} crops')
+    return count
+
+
+def make_photos(out: Path, wheels: Wheels) -> None:
+    """Crops of every photo, at three scales: enough for a classifier to have something to say about each."""
+    names = (*TRAIN_PHOTOS, *TEST_PHOTOS, 'motorcycle_right.png', 'coins.png', 'camera.png')
+    photos = {Path(name).stem: wheels.image('photos', f'skimage/data/{name}') for name in names}
+    console.print(f'photos: {write_crops(out, photos, scales=(1.0, 0.75, 0.5))} crops')
 
 
 MAKERS = dict(
