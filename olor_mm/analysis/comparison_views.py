@@ -76,6 +76,7 @@ def draw_curves(groups: Mapping[str, Sequence[Run]], measures: Sequence[Measure]
     columns = 2 if len(measures) == 4 else min(len(measures), 3)
     rows = -(-len(measures) // columns)
     figure = Figure(figsize=(WIDTH, 0.6 + 3.4 * rows), layout='constrained')
+    figure.get_layout_engine().set(wspace=0.08)  # a long name stays clear of the panel to its left
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, measure in zip(panels[: len(measures)], measures):
         units: dict = {}
@@ -93,7 +94,7 @@ def draw_curves(groups: Mapping[str, Sequence[Run]], measures: Sequence[Measure]
             low, high = curve['mean'] - curve['sd'], curve['mean'] + curve['sd']
             axes.fill_between(curve.index, low, high, color=look['color'], alpha=0.15, linewidth=0)
             units.update((unit, None) for run in runs for unit in run.axes_of(measure.key))
-        axes.set(xlabel=' or '.join(units), ylabel=str(measure))
+        axes.set(xlabel=' or '.join(units), ylabel=fill(str(measure), 40))
         axes.set_xlim(left=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
         _tidy(axes)
