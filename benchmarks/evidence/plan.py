@@ -20,7 +20,7 @@ TASKS = {
     'tree boxes': dict(kind='detection', data='trees', batch=2, iters=150),
     'digits-50': dict(DIGITS, size=50, batch=32, iters=LENGTH[50]),
     'composite masks': dict(kind='instance', data='composite', batch=4, iters=200),
-    'composite pixels': dict(kind='semantic', data='composite', batch=4, iters=300),
+    'composite pixels': dict(kind='semantic', data='composite', batch=4, iters=240),
 }
 USED_ON = {
     f'{name}-50': {f'{name}-{size}': dict(kind, size=size, batch=32, iters=LENGTH[size]) for size in LENGTH}
