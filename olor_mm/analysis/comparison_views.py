@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .comparison import Measure, drift_map, mean_curve
 from .runs import Run
@@ -75,8 +76,8 @@ def draw_curves(groups: Mapping[str, Sequence[Run]], measures: Sequence[Measure]
     """A panel a measure: its mean over the runs of a method, and one standard deviation as a band."""
     columns = 2 if len(measures) == 4 else min(len(measures), 3)
     rows = -(-len(measures) // columns)
-    figure = Figure(figsize=(WIDTH, 0.6 + 3.4 * rows), layout='constrained')
-    figure.get_layout_engine().set(wspace=0.08)  # a long name stays clear of the panel to its left
+    # a long name of a measure stays clear of the panel to its left
+    figure = Figure(figsize=(WIDTH, 0.6 + 3.4 * rows), layout=ConstrainedLayoutEngine(wspace=0.08))
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, measure in zip(panels[: len(measures)], measures):
         units: dict = {}
