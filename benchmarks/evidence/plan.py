@@ -153,11 +153,10 @@ def trade(tuned: str, choices: Choices) -> Iterator[dict | None]:
 
 def other_photos(tuned: str, choices: Choices) -> Iterator[dict | None]:
     """Runs of `trade` once more, and the old classifier asked about photos that have nothing to do with the others."""
-    for method in SEVEN:
-        kept = choices.keeper(tuned, method)
-        for seed in range(5) if kept else ():
-            options = json.loads(kept['options'])
-            yield trial('photos', tuned, TASKS[tuned], method, options, seed, 'test', photos='opencv')
+    for once in trade(tuned, choices):
+        if once and once['method'] == once['variant']:
+            of_run = once['method'], once['options'], once['seed'], once['split']
+            yield trial('photos', tuned, TASKS[tuned], *of_run, photos='opencv')
 
 
 def studies(tuned: str, choices: Choices) -> Iterator[dict | None]:

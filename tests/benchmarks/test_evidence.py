@@ -104,11 +104,11 @@ def test_the_table_has_paired_differences_with_students_interval():
 
 def test_what_was_kept_is_shown_by_both_sets_of_photos():
     task = 'fashion-50'
+    agreement = dict(trade=10.0, photos=40.0)
     made = [
-        row(t, 80.0, agreement_restored=str(of_part[t['part']] + t['seed']), kl_restored='1')
-        for of_part in [dict(trade=10.0, photos=40.0)]
+        row(t, 80.0, agreement_restored=str(agreement[t['part']] + t['seed']), kl_restored='1')
         for t in plan.plan(tuned(task), [task])
-        if t and t['part'] in of_part and t['method'] == 'olor'
+        if t and t['part'] in agreement and t['method'] == 'olor'
     ]
     page = '\n\n'.join(tables.sections(tuned(task) + made))
     assert '| OLOR | 5 | 12.0 ± 1.6 | 42.0 ± 1.6 | 1.0 ± 0.0 | 1.0 ± 0.0 |' in page
