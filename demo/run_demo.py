@@ -26,12 +26,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import olor_mm  # noqa: F401
-from olor_mm.analysis import layer_drift, prediction_agreement, upstream_state
-from olor_mm.analysis.comparison import Measure
-from olor_mm.analysis.comparison_views import draw_curves
-from olor_mm.analysis.predictions import Gallery, draw_predictions
-from olor_mm.analysis.report import Report
-from olor_mm.analysis.runs import Run, log_rows, read_run
+from olor_mm.measure import layer_drift, prediction_agreement, pretrained_state
+from olor_mm.compare.statistics import Measure
+from olor_mm.compare.figures import draw_curves
+from olor_mm.compare.gallery import Gallery, draw_predictions
+from olor_mm.compare.report import Report
+from olor_mm.compare.runs import Run, log_rows, read_run
 from olor_mm.layers import layer_index
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,7 +130,7 @@ class ImageNetClassifier:
             if f'backbone.{theirs[layer]}.{kind}' in detector
         }
         kept = {name: self.state[name] for name in renamed if old_statistics and 'running' in name}
-        state, _ = upstream_state(renamed, self.state, kept)
+        state, _ = pretrained_state(renamed, self.state, kept)
         return prediction_agreement(self._scores(state), self.original)
 
     @torch.no_grad()

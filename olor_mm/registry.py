@@ -1,8 +1,8 @@
-"""What configs can name, registered in MMEngine's registries and in children of them, without importing much.
+"""What configs can name, in MMEngine's registries and in children of them.
 
 With ``custom_imports=dict(imports=['olor_mm'])``, ``type='AdamWOLOR'`` is found in any default scope; without, it is
-``type='olor_mm.AdamWOLOR'``. :mod:`olor_mm.engine`, for which MMEngine has to import half of ``torch.distributed``, is
-imported once something of it is built.
+``type='olor_mm.AdamWOLOR'``. Hooks and constructors are registered by name alone and imported when one is built:
+:mod:`olor_mm.engine` makes MMEngine import half of ``torch.distributed``.
 """
 
 from collections.abc import Callable
@@ -18,43 +18,62 @@ from mmengine.registry import Registry
 from .optim.optimizers import registered
 from .scopes import resolve_config_scopes
 
-ENGINE = 'olor_mm.engine'
-OPTIMIZERS = Registry('optimizer', scope='olor_mm', parent=MMENGINE_OPTIMIZERS, locations=[ENGINE])
+ENGINE, DURABLE = 'olor_mm.engine', 'olor_mm.durable'
+LOCATIONS = [ENGINE, DURABLE]
+OPTIMIZERS = Registry('optimizer', scope='olor_mm', parent=MMENGINE_OPTIMIZERS, locations=LOCATIONS)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor', scope='olor_mm', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, locations=[ENGINE]
+    'optimizer wrapper constructor', scope='olor_mm', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, locations=LOCATIONS
 )
 # empty: what is inherited from a config of olor_mm::, `_base_.olor_optim_wrapper` for one, is built in this scope
-OPTIM_WRAPPERS = Registry('optim_wrapper', scope='olor_mm', parent=MMENGINE_OPTIM_WRAPPERS, locations=[ENGINE])
-HOOKS = Registry('hook', scope='olor_mm', parent=MMENGINE_HOOKS, locations=[ENGINE])
-OF_ENGINE = {
-    MMENGINE_OPTIMIZERS: ('OLOR', 'ZeroRedundancyOptimizerOLOR'),
-    MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS: ('OLOROptimWrapperConstructor',),
-    MMENGINE_HOOKS: (
-        'ConsolidateOptimizerHook',
-        'DriftHook',
-        'FreezeBackboneHook',
-        'ResumableRandomnessHook',
-        'SafeCheckpointHook',
-        'UpstreamEvalHook',
-    ),
+OPTIM_WRAPPERS = Registry('optim_wrapper', scope='olor_mm', parent=MMENGINE_OPTIM_WRAPPERS, locations=LOCATIONS)
+HOOKS = Registry('hook', scope='olor_mm', parent=MMENGINE_HOOKS, locations=LOCATIONS)
+IMPORTED_LATER = {
+    'OLOR': (OPTIMIZERS, ENGINE),
+    'ZeroRedundancyOptimizerOLOR': (OPTIMIZERS, ENGINE),
+    'OLOROptimWrapperConstructor': (OPTIM_WRAPPER_CONSTRUCTORS, ENGINE),
+    'ConsolidateOptimizerHook': (HOOKS, ENGINE),
+    'DriftHook': (HOOKS, ENGINE),
+    'FreezeBackboneHook': (HOOKS, ENGINE),
+    'PretrainedEvalHook': (HOOKS, ENGINE),
+    'ResumableRandomnessHook': (HOOKS, ENGINE),
+    'SafeCheckpointHook': (HOOKS, DURABLE),
 }
+RENAMED = {'UpstreamEvalHook': "'PretrainedEvalHook'; its metrics begin with 'pretrained', no longer with 'upstream'"}
 
 
-def imported_when_built(name: str) -> Callable:
-    """A stand-in for a class or function of :mod:`olor_mm.engine`, which takes its place once it is imported."""
+def register_members(package: str) -> None:
+    """Put the classes and functions of an imported package in the place of their names."""
+    for name, (registry, place) in IMPORTED_LATER.items():
+        if place == package:
+            _register(registry, getattr(import_module(package), name))
 
+
+def _register(registry: Registry, module: Callable) -> None:
+    # a parent does not look into the locations of its children, so it needs the name as well
+    for place in (registry.parent, registry):
+        place.register_module(module=module, force=True)
+
+
+def _imported_when_built(name: str, package: str) -> Callable:
     def build(*args, **kwargs) -> Any:
-        return getattr(import_module(ENGINE), name)(*args, **kwargs)
+        return getattr(import_module(package), name)(*args, **kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    return build
+
+
+def _refused(name: str, now: str) -> Callable:
+    def build(*args, **kwargs) -> Any:
+        raise ValueError(f'type={name!r} has been renamed: write {now}')
 
     build.__name__ = build.__qualname__ = name
     return build
 
 
 resolve_config_scopes()
-for registry in (MMENGINE_OPTIMIZERS, OPTIMIZERS):
-    for optimizer in registered().values():
-        registry.register_module(module=optimizer)
-# parents are not asked for their locations, so that these names have to be in them from the start
-for registry, names in OF_ENGINE.items():
-    for name in names:
-        registry.register_module(module=imported_when_built(name))
+for optimizer in registered().values():
+    _register(OPTIMIZERS, optimizer)
+for name, (registry, package) in IMPORTED_LATER.items():
+    _register(registry, _imported_when_built(name, package))
+for name, now in RENAMED.items():
+    _register(HOOKS, _refused(name, now))

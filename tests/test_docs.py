@@ -18,7 +18,7 @@ from mmengine.config import Config
 from sybil import Document, Example
 from sybil.parsers.myst import CodeBlockParser, SkipParser
 
-from launch import config_file
+from olor_mm.cli.launch import config_file
 
 PAGES = [path.relative_to(ROOT) for path in [ROOT / 'README.md', *sorted((ROOT / 'docs/en').rglob('*.md'))]]
 PAGES = [page for page in PAGES if '_build' not in page.parts]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from plan import METHODS, SEVEN, TASKS, USED_ON, Choices, grid, plan
 
-from olor_mm.analysis.comparison import Measure, summarize, verdict
+from olor_mm.compare.statistics import Measure, summarize, verdict
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/en/evidence.md'
 NAMES = dict(

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import olor_mm  # noqa: E402, F401
-from olor_mm.analysis import layer_drift, prediction_agreement  # noqa: E402
-from olor_mm.analysis.wise_ft import interpolate  # noqa: E402
+from olor_mm.measure import layer_drift, prediction_agreement  # noqa: E402
+from olor_mm.measure.wise_ft import interpolate  # noqa: E402
 from olor_mm.layers import layer_index  # noqa: E402
 from tools.model_converters.torchvision_mobilenet_v2 import layer_names  # noqa: E402
 
@@ -192,7 +192,7 @@ def build(model_cfg, scope: str) -> nn.Module:
         return MODELS.build(model_cfg)
 
 
-class Upstream:
+class Pretrained:
     """The ImageNet classifier, to be asked about the photos of a folder again with a fine-tuned backbone in it."""
 
     def __init__(self, folder: Path):
@@ -261,30 +261,30 @@ def metric(runner: Runner, kind: str) -> float:
     return float(runner.test()[METRICS[kind]])
 
 
-def run(trial: dict, upstream: Upstream, work_dir: Path) -> list[dict]:
+def run(trial: dict, pretrained: Pretrained, work_dir: Path) -> list[dict]:
     """Train, and give a row of results; one more for every interpolation of WiSE-FT that the trial asks for."""
     kind, library = trial['kind'], LIBRARIES[trial['kind']]
     if 'chain' in trial:
-        return [run_chain(trial, upstream, work_dir)]
+        return [run_chain(trial, pretrained, work_dir)]
     cfg = base_config(trial)
     apply_method(cfg, trial)
     cfg.work_dir = str(work_dir)
     start = time.monotonic()
     runner = train(cfg, trial)
     state = {name: value.clone() for name, value in runner.model.state_dict().items()}
-    rows = [dict(value=metric(runner, kind), **upstream.retention(state, library), seconds=time.monotonic() - start)]
+    rows = [dict(value=metric(runner, kind), **pretrained.retention(state, library), seconds=time.monotonic() - start)]
     pretrained = torch.load(ROOT / f'data/weights/mobilenet_v2_{library}.pth', weights_only=True)['state_dict']
     pretrained = {f'backbone.{name.removeprefix("backbone.")}': value for name, value in pretrained.items()}
     for alpha in trial.get('wise_ft', ()):
         start = time.monotonic()
         between, _ = interpolate(pretrained, state, alpha)
         runner.model.load_state_dict(between)
-        measured = dict(value=metric(runner, kind), **upstream.retention(between, library))
+        measured = dict(value=metric(runner, kind), **pretrained.retention(between, library))
         rows.append(dict(method='wise_ft', alpha=alpha, **measured, seconds=time.monotonic() - start))
     return rows
 
 
-def run_chain(trial: dict, upstream: Upstream, work_dir: Path) -> dict:
+def run_chain(trial: dict, pretrained: Pretrained, work_dir: Path) -> dict:
     """ImageNet -> task A -> task B; then A's head on what B left of the rest, on the test set of A.
 
     ``forgotten`` is the metric on A after A less that after B, with B's norm statistics, ``forgotten_restored`` with
@@ -316,7 +316,7 @@ def run_chain(trial: dict, upstream: Upstream, work_dir: Path) -> dict:
         runner_a.model.load_state_dict({**state_a, **taken})
         row[f'old{suffix}'] = metric(runner_a, kind)
     state_b = {name: v.clone() for name, v in state_b.items()}
-    row.update(upstream.retention(state_b, LIBRARIES[kind]))
+    row.update(pretrained.retention(state_b, LIBRARIES[kind]))
     row['seconds'] = time.monotonic() - start
     return row
 
@@ -327,13 +327,13 @@ def main() -> None:
     logging.disable(logging.WARNING)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        upstream_of = functools.cache(Upstream)
+        pretrained_of = functools.cache(Pretrained)
         for line in sys.stdin:
             trial = json.loads(line)
-            upstream = upstream_of(PHOTOS[trial.get('photos', 'skimage')])
+            pretrained = pretrained_of(PHOTOS[trial.get('photos', 'skimage')])
             work_dir = Path(tempfile.mkdtemp(prefix='evidence'))
             try:
-                answer = dict(rows=run(trial, upstream, work_dir))
+                answer = dict(rows=run(trial, pretrained, work_dir))
             except Exception as error:  # the study goes on, and says which runs have failed
                 traceback.print_exc()
                 answer = dict(error=f'{type(error).__name__}: {error}')

@@ -1,30 +1,28 @@
-"""``python -m olor_mm list``: all that a config can name, with what it does in a line."""
+"""List all that a config can name, with what it does."""
 
-import argparse
 import inspect
 import json
 import re
 from itertools import takewhile
 from pathlib import Path
 
-from .. import engine  # noqa: F401  (registers what it has)
-from ..optim import Rollback
+from .. import durable, engine  # noqa: F401  they register their hooks
 from ..optim.rules import RULES
-from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS, RENAMED
 from .packaged import packaged
+from .parser import Parser
 
 KINDS = ('optimizers', 'constructors', 'hooks', 'rules', 'fragments', 'configs')
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main() -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument('kinds', nargs='*', metavar='KIND', help=f'{", ".join(KINDS)} (default: all)')
     parser.add_argument('--json', action='store_true', help='print JSON')
-
-
-def main(args: argparse.Namespace) -> None:
+    args = parser.parse_args()
     for kind in args.kinds:
         if kind not in KINDS:
-            raise SystemExit(f'list: {kind!r} is none of {", ".join(KINDS)}')
+            parser.error(f'{kind!r} is none of {", ".join(KINDS)}')
     found = {kind: entries for kind, entries in everything().items() if kind in (args.kinds or KINDS)}
     if args.json:
         print(json.dumps(found, indent=2))
@@ -42,11 +40,16 @@ def main(args: argparse.Namespace) -> None:
 
 def everything() -> dict[str, dict[str, str]]:
     """Name and description of all there is, by kind: one of :data:`KINDS`."""
+    members = dict(
+        optimizers=OPTIMIZERS.module_dict,
+        constructors=OPTIM_WRAPPER_CONSTRUCTORS.module_dict,
+        hooks={name: hook for name, hook in HOOKS.module_dict.items() if name not in RENAMED},
+        rules=RULES,
+    )
     found = {
-        kind: {name: _first_sentence(item.__doc__) for name, item in sorted(registry.module_dict.items())}
-        for kind, registry in dict(optimizers=OPTIMIZERS, constructors=OPTIM_WRAPPER_CONSTRUCTORS, hooks=HOOKS).items()
+        kind: {name: _first_sentence(item.__doc__) for name, item in sorted(items.items())}
+        for kind, items in members.items()
     }
-    found['rules'] = {name: _first_sentence(rule.__doc__) for name, rule in dict(olor=Rollback, **RULES).items()}
     configs = packaged('configs')
     files = sorted(configs.rglob('*.py'))
     for kind, is_fragment in dict(fragments=True, configs=False).items():

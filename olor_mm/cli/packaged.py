@@ -1,8 +1,9 @@
-"""Where the tools and configs are that come with olor_mm, installed or not."""
+"""Where the configs and tools of olor_mm and of the libraries are."""
 
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+
+from ..names import nearest
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -14,29 +15,25 @@ def packaged(name: str) -> Path:
 
 
 def config_file(name: str) -> str:
-    """The file of a config; ``mmdet::PATH`` is one that an installed library brought along, as in ``_base_``.
+    """The file of a config; ``mmdet::PATH`` is one of an installed library, as in ``_base_``.
 
     Raises:
         SystemExit: If there is no such file.
     """
     library, is_stock, path = name.partition('::')
     if not is_stock:
-        folder = None
+        folder = Path()
     elif library == 'olor_mm':
         folder = packaged('configs')
     else:
         spec = find_spec(library) if library.isidentifier() else None
         if spec is None or spec.origin is None:
-            raise SystemExit(
-                f'config {name!r}: {library!r} is not installed; it is mmdet::, mmseg::, mmpretrain:: or olor_mm::'
-            )
+            raise SystemExit(f'config {name!r}: {library!r} is not installed; take mmdet, mmseg, mmpretrain or olor_mm')
         folder = Path(spec.origin).parent / '.mim/configs'
-    file = Path(name) if folder is None else folder / path
+    file = folder / (path if is_stock else name)
     if not file.is_file():
-        message = f'config {name!r} is not a file'
-        if folder is not None:
-            there = {other.name: other.relative_to(folder).as_posix() for other in folder.rglob('*.py')}
-            nearest = [f'{library}::{there[near]}' for near in get_close_matches(file.name, there)]
-            message += f': there is no {file}' + f'; nearest are {", ".join(nearest)}' * bool(nearest)
-        raise SystemExit(f'{message}; give the path of a config')
+        others = [other.relative_to(folder) for other in folder.rglob('*.py')] if is_stock else []
+        there = {other.name: other.as_posix() for other in others if '_base_' not in other.parts}
+        near = ', '.join(f'{library}::{there[name]}' for name in nearest(file.name, there, 3))
+        raise SystemExit(f'config {name!r} is not a file; ' + (f'did you mean {near}?' if near else 'give its path'))
     return str(file)

@@ -1,20 +1,19 @@
-"""The MMEngine side: what configs name, registered in MMEngine's registries and in those of olor_mm."""
+"""Rollback for MMEngine: the optim wrapper constructor, optimizers and hooks that configs name."""
 
-from ..compat import mend_fsdp_strategy
-from ..registry import HOOKS, OF_ENGINE, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
-from .checkpoints import SafeCheckpointHook
+from ..registry import ENGINE, register_members
 from .constructor import OLOROptimWrapperConstructor
-from .drift import DriftHook
-from .hooks import ConsolidateOptimizerHook, FreezeBackboneHook, ResumableRandomnessHook
-from .optimizers import OLOR, ZeroRedundancyOptimizerOLOR
-from .upstream_eval import UpstreamEvalHook
+from .fsdp import mend_fsdp_strategy
+from .hooks import (
+    ConsolidateOptimizerHook,
+    DriftHook,
+    FreezeBackboneHook,
+    PretrainedEvalHook,
+    ResumableRandomnessHook,
+)
+from .optimizers import OLOR
+from .zero import ZeroRedundancyOptimizerOLOR
 
 mend_fsdp_strategy()
-
-for registry in (OPTIMIZERS, OPTIM_WRAPPER_CONSTRUCTORS, HOOKS):
-    for name in OF_ENGINE[registry.parent]:
-        for place in (registry.parent, registry):
-            place.register_module(module=globals()[name], force=True)
 
 __all__ = [
     'OLOR',
@@ -22,8 +21,9 @@ __all__ = [
     'DriftHook',
     'FreezeBackboneHook',
     'OLOROptimWrapperConstructor',
+    'PretrainedEvalHook',
     'ResumableRandomnessHook',
-    'SafeCheckpointHook',
-    'UpstreamEvalHook',
     'ZeroRedundancyOptimizerOLOR',
 ]
+
+register_members(ENGINE)

@@ -1,15 +1,22 @@
 """Which parameters get an anchor."""
 
+import copy
 import logging
 from functools import cached_property
+from typing import TYPE_CHECKING
 
+import torch
 from mmengine.logging import print_log
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..layers import clean_name, names_under
-from ..pretrained import LoadRecord, copy_statistics, fingerprint, statistics_states, summary
-from .earlier import filled_in_constructor, was_initialised
+from ..mixing import mix_in
+from ..pretrained import LoadRecord, fingerprint, statistics_states, summary
 from .settings import WHERE, RollbackSettings
+
+if TYPE_CHECKING:
+    from .start import Start
 
 
 class PretrainedSelection:
@@ -20,26 +27,28 @@ class PretrainedSelection:
         record (LoadRecord): What was loaded into it since it was built; before that, if MMEngine has initialised it.
         settings (RollbackSettings): ``pretrained`` of them decides.
         candidates (list[Parameter]): The parameters that are trained and have a level above 0.
+        kept (str): Where and how anchors are kept, for the log.
 
     Raises:
         ValueError: If a prefix matches no parameter.
     """
 
+    start: 'Start'
+
     def __init__(
-        self, model: nn.Module, record: LoadRecord, settings: RollbackSettings, candidates: list[nn.Parameter]
+        self,
+        model: nn.Module,
+        record: LoadRecord,
+        settings: RollbackSettings,
+        candidates: list[nn.Parameter],
+        kept: str = '',
     ):
-        self.model = model
+        self.model, self.record, self.settings, self.candidates, self.kept = model, record, settings, candidates, kept
         self.pretrained = settings.pretrained
-        self.what = 'rolled back' if settings.rule == 'olor' else f'held by rule={settings.rule!r}'
         self.is_on = settings.max_level > 0
-        self.half_life = settings.half_life  # until it has been made a level
-        self.record = record
-        self.candidates = candidates
         self.names = {p: clean_name(name) for name, p in model.named_parameters()}
         self.claimed = set(self.names)
         self.selected: set[nn.Parameter] | None = None
-        self.kept = ''  # where and how, for the log
-        self.custom = ''  # the levels of custom_keys, for errors
         self.filled = filled_in_constructor(model)
         self.as_built: dict[nn.Parameter, bytes] = {}
         if not isinstance(self.pretrained, str):
@@ -60,46 +69,44 @@ class PretrainedSelection:
         params = self.candidates
         if not params and self.is_on:
             raise ValueError(
-                f'{WHERE}.max_level is above 0, but no parameter that is trained has a level above 0: all of the '
-                'backbone is frozen, or custom_keys set rollback=0. Train some of it, raise min_level to roll back '
-                'neck and head, or set max_level=0 for a run without rollback.'
+                f'{WHERE}.max_level={self.settings.max_level!r}, but no parameter that is trained has a level above 0: '
+                'the backbone is frozen, or custom_keys set rollback=0. Train some of it, raise min_level for neck and '
+                'head, or set max_level=0 for a run without rollback'
             )
         if self.pretrained == 'auto':
             self._require_loaded(params)
         if params and not self.claimed.intersection(params):
             raise ValueError(
-                f'{WHERE}.pretrained={self.pretrained!r}: every parameter under it has level 0 or is frozen, so '
-                'nothing would be rolled back. Neck and head have min_level, which is 0 by default; name the backbone, '
-                "e.g. ['backbone'], or raise min_level."
+                f'{WHERE}.pretrained={self.pretrained!r}: every parameter under it has level 0 or is frozen. Neck and '
+                "head have min_level, which is 0 by default; raise it, or name the backbone, e.g. ['backbone']"
             )
 
     def _require_loaded(self, params: list[nn.Parameter]) -> None:
         loaded = self.record.loaded(params)
-        filled = self.filled.keys() - set(loaded)
-        unseen = [p for p in params if p in filled]
+        unseen = [p for p in params if p in self.filled and p not in set(loaded)]
         if unseen:
             places = sorted({self.filled[p] for p in unseen})
             raise ValueError(
                 f"{WHERE}.pretrained='auto': {len(unseen)} parameters with a level above 0, e.g. "
-                f'{self.names[unseen[0]]}, are in a module that loads weights in its constructor, as a TIMM backbone '
-                'with pretrained=True does, where it cannot be seen what came out of a checkpoint. Name all that is '
-                f'pre-trained: pretrained={"all" if "" in places else places!r}'
+                f'{self.names[unseen[0]]}, are in a module that loads weights in its constructor (TIMM, HuggingFace), '
+                f'where this cannot be seen. Name what is pre-trained: pretrained={"all" if "" in places else places!r}'
             )
         if params and not any(self.record.unchanged([p]) for p in loaded):
-            none = f'no checkpoint was loaded into any parameter with a level above 0{self.custom}'
+            custom = {key: level for key, level in self.settings.custom_levels.items() if level}
+            which = f'with a level above 0{f" (custom_keys: {custom})" if custom else ""}'
+            why = f'no checkpoint was loaded into any parameter {which}'
             if loaded:
-                none = f'all {len(loaded)} parameters that a checkpoint was loaded into were initialised again since'
+                why = f'all {len(loaded)} parameters that a checkpoint was loaded into were initialised again since'
             raise ValueError(
-                f"{WHERE}.pretrained='auto': {none}, so there are no pre-trained weights to return to. Set "
-                "load_from=..., or init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone; if one is set, "
-                'its keys or shapes do not fit this model, see the warnings above. If the weights are loaded where '
-                'this cannot be seen, as by a TIMM or HuggingFace wrapper in its constructor, set '
-                "pretrained=['backbone'] or 'all'. For a run without rollback set max_level=0."
+                f"{WHERE}.pretrained='auto': {why}. Set load_from=..., or init_cfg=dict(type='Pretrained', "
+                'checkpoint=...) of the backbone; if one is set, its keys or shapes do not fit this model, see the '
+                "warnings above. For weights that are loaded out of sight, set pretrained=['backbone']. For a run "
+                'without rollback, set max_level=0'
             )
 
     @cached_property
     def norm_layers(self) -> list[str]:
-        """Names of the pre-trained norm layers, with running statistics or without; asked before they change."""
+        """Names of the pre-trained norm layers, with running statistics or without."""
         is_auto = self.pretrained == 'auto'
         loaded = set(self.record.unchanged_statistics(self.model))
         weights = set(self.record.loaded(self.names)) if is_auto else self.claimed
@@ -111,15 +118,11 @@ class PretrainedSelection:
         ]
 
     def copy_statistics(self) -> dict[str, Tensor]:
-        """Running statistics of the pre-trained norm layers as they are now, by name."""
-        return copy_statistics(self.model, self.norm_layers)
+        """Running statistics of the pre-trained norm layers, from before the first training step, by name."""
+        return self.record.copy_statistics(self.model, self.norm_layers)
 
     def __call__(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
-        if self.half_life is not None:
-            raise ValueError(
-                f'{WHERE}.half_life={self.half_life!r} was not made a level, as it is within optim_context of the '
-                'optim wrapper, which train_step of a model of MMEngine enters; set max_level instead'
-            )
+        self.start()
         if self.selected is None:  # with ZeRO every process asks for its own; the answer is for all of them
             self.require_some()
             self.selected = set(self._select(self.candidates))
@@ -144,23 +147,20 @@ class PretrainedSelection:
             new = backbone - set(loaded)
             if 2 * len(new) > len(backbone):
                 self._warn(
-                    f'of the {len(backbone)} of the backbone count as new: no checkpoint was loaded into them, though '
-                    'one was into others. If one should have been, its keys or shapes do not fit, see the warnings '
-                    'above; if it was, where this cannot be seen (a TIMM or HuggingFace wrapper, in its constructor), '
-                    "name all that is pre-trained, e.g. pretrained=['backbone']",
+                    f'of the {len(backbone)} of the backbone count as new: no checkpoint was loaded into them. If one '
+                    'should have been, its keys or shapes do not fit, see the warnings above; if one was, in a wrapper '
+                    "of TIMM or HuggingFace, name what is pre-trained, e.g. pretrained=['backbone']",
                     new,
                 )
+            return selected
+        selected = self.among(params)
+        unseen = set(selected) - set(loaded)
+        what = f'count as pre-trained because of pretrained={self.pretrained!r}, though '
+        if len(self.record):
+            self._warn(f'{what}no checkpoint was loaded into them', unseen)
         else:
-            selected = self.among(params)
-            unseen = set(selected) - set(loaded)
-            what = f'count as pre-trained because of pretrained={self.pretrained!r}, though '
-            if len(self.record):
-                self._warn(f'{what}no checkpoint was loaded into them', unseen)
-            else:
-                changed = {p for p in unseen if p in self.as_built and self.as_built[p] != fingerprint(p)}
-                self._warn(
-                    f'{what}they were initialised after the model had been built, and no checkpoint was loaded', changed
-                )
+            changed = {p for p in unseen if p in self.as_built and self.as_built[p] != fingerprint(p)}
+            self._warn(f'{what}they were initialised since the model was built, and no checkpoint was loaded', changed)
         return selected
 
     def _warn(self, what: str, params: set) -> None:
@@ -176,13 +176,82 @@ class PretrainedSelection:
             counts[0] += p in selected
             counts[1] += 1
         shares = ', '.join(f'{name} {some} of {total}' for name, (some, total) in parts.items())
+        what = 'rolled back' if self.settings.rule_object.is_review else f'held by rule={self.settings.rule!r}'
         frozen = sum(not p.requires_grad for p in selected)
         size = sum(p.numel() * p.element_size() for p in selected if p.requires_grad) / 2**20
         print_log(
             f'OLOR: {len(selected)} of {len(self.candidates)} parameter tensors with a level above 0 are '
-            f'pre-trained and {self.what} ({shares})'
+            f'pre-trained and {what} ({shares})'
             + (f', {frozen} of them once they are trained: they are frozen now' if frozen else '')
             + f'; that is {size:.1f} MiB of weights to return to{self.kept}. Pre-trained norm layers: '
             + summary(self.model, self.norm_layers),
             logger='current',
         )
+
+
+def was_initialised(model: nn.Module) -> bool:
+    """Whether MMEngine has run ``init_weights`` of the model, as ``FlexibleRunner`` does before it builds optimizers.
+
+    A model of ``mmengine.hub.get_model(pretrained=True)`` says the same of itself, and its parts do not.
+    """
+    parts = any(getattr(child, 'is_init', False) for child in model.children())
+    return isinstance(model, BaseModule) and model.is_init and bool(parts or model.init_cfg)
+
+
+class _Silent(BaseModule):
+    def _dump_init_info(self) -> None:
+        """The log has it already."""
+
+
+def repeat_loading(model: nn.Module, record: LoadRecord) -> None:
+    """Note in the record what ``init_weights`` loaded: it is run once more, on a copy of the model that is watched.
+
+    For a moment this takes the memory of a second model. Random numbers go on as if it had not been run.
+
+    Args:
+        model (nn.Module): The model, its weights initialised.
+        record (LoadRecord): The record of the model.
+
+    Raises:
+        ValueError: If the model cannot be copied or initialised once more.
+    """
+    print_log(
+        'OLOR: this model was initialised before its optimizer was built; initialising a copy, to see what comes out '
+        'of a checkpoint',
+        logger='current',
+    )
+    devices = {p.device for p in model.parameters() if p.device.type == 'cuda'}
+    try:
+        with torch.random.fork_rng(devices):
+            copied, watched = copy.deepcopy((model, record))
+            for module in copied.modules():
+                if isinstance(module, BaseModule):
+                    module.is_init = False
+            mix_in(copied, _Silent)
+            copied.init_weights()
+    except Exception as error:
+        raise ValueError(
+            f"{WHERE}.pretrained='auto': this model was initialised before its optimizer was built, and initialising "
+            f"a copy of it failed: {error!r}. Name what is pre-trained, e.g. pretrained=['backbone']"
+        ) from error
+    record.adopt(watched, copied, model)
+
+
+def filled_in_constructor(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Parameters of modules that say they need no initialisation before anything has initialised the model.
+
+    Wrappers of TIMM and HuggingFace do so, and ``get_model(pretrained=True)``, after they have loaded weights by
+    themselves. A module that has its own ``init_weights``, as mmcv's deformable attention, has just run that.
+
+    Returns:
+        dict[Parameter, str]: Parameter to the name of the outermost such module; that of the model itself is ''.
+    """
+    if was_initialised(model):
+        return {}
+    filled: dict[nn.Parameter, str] = {}
+    for name, module in model.named_modules():
+        drew = isinstance(module, BaseModule) and type(module).init_weights is not BaseModule.init_weights
+        if getattr(module, 'is_init', False) and not drew:
+            for p in module.parameters():
+                filled.setdefault(p, name)
+    return filled

@@ -1,24 +1,19 @@
 """The layer index (i, n) of every parameter: i = 0 nearest the input, i = n after the backbone."""
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
 
 from torch import nn
 
+from ..names import nearest
 from .blocks import find_blocks
 from .order import names_in_order
+from .wrappers import clean_name
 
 METHODS = ('block', 'tensor')
 # what models of OpenMMLab call the parts that are pre-trained by themselves, those of images and those of text
 BACKBONES = re.compile(r'backbone|visual|(image|vision|visual|text|language|lang)_(backbone|encoder|model|tower)')
-WRAPPERS = re.compile(r'(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
-
-
-def clean_name(name: str) -> str:
-    """The name of a parameter without what FSDP, activation checkpointing and torch.compile put into it."""
-    return WRAPPERS.sub('', name)
 
 
 def layer_index(
@@ -160,12 +155,11 @@ def names_under(prefix: str, names: Iterable[str], where: str) -> list[str]:
     prefix = prefix.rstrip('.')
     found = [name for name in names if f'{name}.'.startswith(f'{prefix}.')]
     if not found:
-        near = difflib.get_close_matches(prefix, {'.'.join(name.split('.')[: prefix.count('.') + 1]) for name in names})
-        tops = sorted({name.partition('.')[0] for name in names})
-        raise ValueError(
-            f'{where}: the model has no parameter under {prefix!r}; '
-            + (f'did you mean {near[0]!r}?' if near else f'its parts are {", ".join(tops)}; name one, or a part of one')
-        )
+        depth = prefix.count('.') + 1
+        near = nearest(prefix, {'.'.join(name.split('.')[:depth]) for name in names})
+        tops = ', '.join(sorted({name.partition('.')[0] for name in names}))
+        hint = f'did you mean {near[0]!r}?' if near else f'its parts are {tops}; name one, or a part of one'
+        raise ValueError(f'{where}: the model has no parameter under {prefix!r}; {hint}')
     return found
 
 

@@ -1,8 +1,45 @@
-"""The method, as torch optimizers. Imports nothing of OpenMMLab."""
+"""The method, as torch optimizers. Imports torch alone, and numba for the one-pass step on CPU."""
 
-from .optimizers import registered, with_rollback
+from contextlib import suppress
+
+from .optimizers import (
+    ASGDOLOR,
+    SGDOLOR,
+    AdadeltaOLOR,
+    AdagradOLOR,
+    AdamaxOLOR,
+    AdamOLOR,
+    AdamWOLOR,
+    NAdamOLOR,
+    RAdamOLOR,
+    RMSpropOLOR,
+    RpropOLOR,
+    registered,
+    with_rollback,
+)
 from .penalty import check_levels, layer_penalty
 from .rollback import Rollback
 
-globals().update(registered())  # AdamOLOR, AdamWOLOR, SGDOLOR, NAdamOLOR, ...: one for each optimizer of torch
-__all__ = ['Rollback', 'check_levels', 'layer_penalty', 'registered', 'with_rollback', *registered()]
+with suppress(ImportError):  # torch before 2.5
+    from .optimizers import AdafactorOLOR  # noqa: F401
+with suppress(ImportError):  # torch before 2.9
+    from .optimizers import MuonOLOR  # noqa: F401
+
+__all__ = [
+    'ASGDOLOR',
+    'SGDOLOR',
+    'AdadeltaOLOR',
+    'AdagradOLOR',
+    'AdamOLOR',
+    'AdamWOLOR',
+    'AdamaxOLOR',
+    'NAdamOLOR',
+    'RAdamOLOR',
+    'RMSpropOLOR',
+    'Rollback',
+    'RpropOLOR',
+    'check_levels',
+    'layer_penalty',
+    'registered',
+    'with_rollback',
+]

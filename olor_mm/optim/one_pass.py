@@ -1,12 +1,11 @@
 """Adam, AdamW and SGD on CPU in one pass over memory: update and rollback of an element while it is in a register.
 
 A step is bound by memory. Fused AdamW moves 28 bytes for a fp32 parameter and a rollback after it 12 more; together in
-one pass it is 32. torch has no such kernel, and numba makes one in two seconds. The rule in
-:mod:`olor_mm.optim.rollback` is the specification: what is not plain fp32 on CPU, with ``fused`` on, goes by it.
+one pass it is 32. torch has no such kernel, and numba makes one in two seconds. The two passes of
+:mod:`olor_mm.optim.rollback` are the specification: what is not plain fp32 on CPU, with ``fused`` on, takes them.
 """
 
 from functools import cache
-from itertools import chain
 from types import ModuleType
 
 import torch
@@ -15,6 +14,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from .rollback import Rollback
+from .rules import RULES
 
 Call = tuple[str, tuple[str, ...], tuple[float, ...]]
 
@@ -34,22 +34,22 @@ class OnePass(Rollback):
         work: dict[str, list] = {}
         for group in self.param_groups:
             weight, call = self.rollback_weight(group), None
-            is_olor = group['rollback_rule'] == 'olor'
-            if is_olor and group.get('fused') and not group['maximize'] and isinstance(weight, float) and weight > 0:
-                call = self._kernel_call(group, weight)
+            if not isinstance(weight, Tensor) and weight > 0 and group.get('fused') and not group['maximize']:
+                call = self._kernel_call(group, weight) if RULES[group['rollback_rule']].is_review else None
             if call is None:
                 remaining.append(group)
                 continue
             kernel, keys, scalars = call
             rows, rest = self._rows(group['params'], keys)
-            work.setdefault(kernel, []).append((rows, [scalars] * len(rows)))
+            for row in rows:
+                work.setdefault(kernel, []).append((row, scalars))
             if rest:
                 remaining.append({**group, 'params': rest})
-        for kernel, parts in work.items():
-            if not self._files.entries:  # one call is quicker; mapped anchors are let go of group by group
-                parts = [tuple(chain.from_iterable(part) for part in zip(*parts))]
-            for rows, scalars in parts:
-                self._run(kernel, list(rows), list(scalars))
+        for kernel, calls in work.items():
+            addresses = [[t.data_ptr() for t in row] for row, _ in calls]
+            sizes, scalars = [row[0].numel() for row, _ in calls], [scalars for _, scalars in calls]
+            _kernels().run(kernel, addresses, sizes, scalars)  # type: ignore[union-attr]  # checked above
+            increment_version([row[0] for row, _ in calls])
         return remaining
 
     def _rows(self, params: list[Parameter], keys: tuple[str, ...]) -> tuple[list[list[Tensor]], list[Parameter]]:
@@ -63,14 +63,6 @@ class OnePass(Rollback):
             else:
                 rest.append(p)
         return rows, rest
-
-    def _run(self, kernel: str, rows: list[list[Tensor]], scalars: list[tuple[float, ...]]) -> None:
-        if rows:
-            addresses, sizes = [[t.data_ptr() for t in row] for row in rows], [row[0].numel() for row in rows]
-            _kernels().run(kernel, addresses, sizes, scalars)  # type: ignore[union-attr]  # asked for before
-            increment_version([row[0] for row in rows])
-            if self._files.entries:
-                self._files.release(row[2] for row in rows)
 
 
 class OnePassAdam(OnePass):

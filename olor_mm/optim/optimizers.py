@@ -1,6 +1,5 @@
 """OLOR versions of torch's optimizers, and the factory that makes one from any other."""
 
-import inspect
 from functools import cache
 
 import torch
@@ -84,19 +83,20 @@ def with_rollback(base: type) -> type:
     return type(f'{base.__name__}OLOR', (Rollback, base), dict(__doc__=doc, __module__=__name__))
 
 
+AdadeltaOLOR = with_rollback(torch.optim.Adadelta)
+AdagradOLOR = with_rollback(torch.optim.Adagrad)
+AdamaxOLOR = with_rollback(torch.optim.Adamax)
+ASGDOLOR = with_rollback(torch.optim.ASGD)
+NAdamOLOR = with_rollback(torch.optim.NAdam)
+RAdamOLOR = with_rollback(torch.optim.RAdam)
+RMSpropOLOR = with_rollback(torch.optim.RMSprop)
+RpropOLOR = with_rollback(torch.optim.Rprop)
+if hasattr(torch.optim, 'Adafactor'):  # torch 2.5 and later
+    AdafactorOLOR = with_rollback(torch.optim.Adafactor)
+if hasattr(torch.optim, 'Muon'):  # torch 2.9 and later
+    MuonOLOR = with_rollback(torch.optim.Muon)
+
+
 def registered() -> dict[str, type]:
-    """The OLOR versions of all optimizers of ``torch.optim`` that can have one, by name."""
-    bases = [base for _, base in inspect.getmembers(torch.optim, inspect.isclass) if base is not torch.optim.Optimizer]
-    return {
-        f'{base.__name__}OLOR': with_rollback(base)  # type: ignore[arg-type]  # types are hashable
-        for base in bases
-        if issubclass(base, torch.optim.Optimizer) and base.__name__ not in UNSUPPORTED
-    }
-
-
-def __getattr__(name: str) -> type:
-    """``NAdamOLOR`` and the like by name, which also lets their instances be pickled."""
-    made = registered().get(name)
-    if made is None:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return made
+    """The OLOR versions of the optimizers of ``torch.optim``, by name."""
+    return {name: made for name, made in globals().items() if name.endswith('OLOR')}

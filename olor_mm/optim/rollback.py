@@ -1,22 +1,10 @@
-"""OLOR's rollback for any torch optimizer: the anchors, the rule, and their place in the optimizer's state.
-
-The rule (Huang et al., "One Step Learning, One Step Review", AAAI 2024, arXiv 2401.10962)::
-
-    theta_hat_t = BaseOptimizer(theta_{t-1}, g_t)                  one step of learning
-    theta_t     = lerp(theta_hat_t, theta_0, w_t)                  one step of review
-    w_t         = lambda * lr_t / lr_0   (rollback_coupling='lr')
-                = lambda                 (rollback_coupling='constant')
-
-theta_0, the anchor, is the value a parameter has when the first step begins. Other rules that return to it, baselines
-for this one, are in :mod:`olor_mm.optim.rules`.
-"""
+"""OLOR's rollback for any torch optimizer. The rules, with their formulas, are in :mod:`olor_mm.optim.rules`."""
 
 import torch
 
 from .anchors import check_anchor_options, fetched
 from .flags import fastest_flags, laid_out, listed
-from .penalty import check_rollback
-from .rules import other_rules, share
+from .rules import RULES, around_step, check_rollback
 from .state import AnchoredState, eager
 
 HOOKED = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
@@ -36,31 +24,31 @@ class Rollback(AnchoredState):
             added with, or ``max_lr`` of a one-cycle schedule), within [0, 1]; 'constant' does not. Defaults to 'lr'.
         rollback_rule (str): 'olor', or a baseline of :mod:`olor_mm.optim.rules`: 'l2sp', 'l2sp_decoupled' or 'spd'.
             ``rollback`` is then alpha of L2-SP or lambda of SPD, 0 or more, without coupling. Defaults to 'olor'.
-        rollback_new (float): beta of L2-SP: what has no anchor is pulled to 0 by it. Defaults to 0.
+        rollback_new (float): beta of L2-SP: it pulls what has no anchor to 0. Defaults to 0.
         anchor_dtype (torch.dtype or str, optional): Floating dtype of the anchors, e.g. 'bfloat16' for half the
             memory: the parameter then returns to its pre-trained value rounded to it, at most 2^-8 of the value away.
             Defaults to that of the parameter.
-        anchor_device (torch.device or str, optional): Where the anchors lie. 'cpu' keeps those of GPU parameters in
+        anchor_device (torch.device or str, optional): Device of the anchors. 'cpu' keeps those of GPU parameters in
             pinned host memory and copies them over one by one during the step. Defaults to that of the parameter.
         anchor_file (str or list[str], optional): The file(s) the weights came from. Parameters whose value is in one
-            have it for their anchor, memory-mapped and not held; a saved state names file and SHA-256 instead of
-            carrying the anchors. '.safetensors', or what ``torch.save`` writes. Defaults to none.
+            have it for their anchor, memory-mapped; a saved state names file and SHA-256 instead of carrying the
+            anchors. '.safetensors', or what ``torch.save`` writes. Defaults to none.
 
-    Where no ``foreach`` or ``fused`` is asked for, the fastest that torch has for the device is taken.
+    Without ``foreach`` and ``fused``, the fastest implementation that torch has for the device is taken.
 
     Attributes:
         select_pretrained (Callable or None): Given the list of parameters that would get an anchor at the coming
-            step, returns those of them that were pre-trained. None takes all of them.
-        upstream (dict[str, Tensor]): Whatever else shall be remembered of the pre-trained model and carried by
-            ``state_dict``, by name: the constructor for OpenMMLab puts running statistics of norm layers here.
+            step, returns those that were pre-trained. None takes all of them.
+        pretrained_statistics (dict[str, Tensor]): Running statistics of pre-trained norm layers by name, which
+            ``state_dict`` carries; the constructor for OpenMMLab fills it.
 
     Raises:
         ValueError: If an option of any group is out of range.
 
     Note:
         Every pre-trained parameter of a group with ``rollback > 0`` gets ``state[p]['anchor']`` at the first step after
-        it was added: a tensor of its shape. One that is frozen then has None there, and gets its anchor when it is
-        trained. A loaded ``state_dict`` brings its anchors with it, and nothing is captured again.
+        it was added: a tensor of its shape. A frozen one has None there, and gets its anchor when it is trained. A
+        loaded ``state_dict`` brings its anchors with it, and nothing is captured again.
     """
 
     def __init__(
@@ -90,8 +78,7 @@ class Rollback(AnchoredState):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         where = f'parameter group {len(self.param_groups) - 1}'
-        options = (group[f'rollback{key}'] for key in ('', '_coupling', '_rule', '_new'))
-        check_rollback(*options, where)
+        check_rollback(group, where)
         group.update(check_anchor_options(group, where), rollback=float(group['rollback']))
         self._complete(group)
 
@@ -104,25 +91,19 @@ class Rollback(AnchoredState):
         if not all(group['rollback_decided'] for group in self.param_groups):
             self._decide()
         self._capture_anchors()
-        if all(group['rollback_rule'] == 'olor' for group in self.param_groups):
-            return self._step_and_review(closure)
-        with other_rules(self, closure) as closure:
-            return self._step_and_review(closure)
-
-    def _step_and_review(self, closure):
         closure = laid_out(self.param_groups, closure)
         groups, remaining = self.param_groups, self._two_pass_groups(closure)
-        bare = self._hide_bare_anchors(remaining)
         base_step = super().step.__func__
         if base_step.__code__ is HOOKED:  # torch wraps `step` to run hooks; ours is wrapped already
             base_step = base_step.__wrapped__
-        try:
-            self.param_groups = remaining
-            loss = base_step(self) if closure is None else base_step(self, closure)
-        finally:
-            self.param_groups = groups
-            self._show_anchors(bare)
-        self._review(remaining)
+        with around_step(self, remaining, closure) as closure:
+            bare = self._hide_bare_anchors(remaining)
+            try:
+                self.param_groups = remaining
+                loss = base_step(self) if closure is None else base_step(self, closure)
+            finally:
+                self.param_groups = groups
+                self._show_anchors(bare)
         return loss
 
     def rollback_weight(self, group: dict) -> float | torch.Tensor:
@@ -130,33 +111,23 @@ class Rollback(AnchoredState):
 
         0 for rules that take no fixed share of the way back, 'l2sp' and 'spd'.
         """
-        if group['rollback_rule'] != 'olor':
-            return share(group, group['rollback'])
-        if group['rollback_coupling'] == 'constant' or group['rollback'] == 0:
-            return group['rollback']
-        lr = group['lr']
-        initial_lr = group.get('max_lr', group['rollback_initial_lr'])  # one-cycle schedules set their own top rate
-        if isinstance(lr, torch.Tensor):  # reading it would wait for its device
-            return (group['rollback'] / initial_lr * lr).clamp(0, 1)
-        if lr and not initial_lr:
-            raise ValueError(
-                f"rollback_coupling='lr' relates lr={lr} to the rate the group was added with, and that is 0: add it "
-                'with the rate that its level is meant for, and let a schedule warm it up'
-            )
-        if lr > initial_lr * (1 + 1e-6) and not self._told_of_rise:
-            self._tell_of_rise(group, initial_lr)
-        return min(max(group['rollback'] * lr / initial_lr, 0.0), 1.0) if lr else 0.0
+        rule, level = RULES[group['rollback_rule']], group['rollback']
+        weight = rule.weight(group, level)
+        risen = rule.is_review and isinstance(weight, float) and weight > level * (1 + 1e-6)
+        if risen and not self._told_of_rise:
+            self._tell_of_rise(group)
+        return weight
 
     @eager
-    def _tell_of_rise(self, group: dict, initial_lr: float) -> None:
+    def _tell_of_rise(self, group: dict) -> None:
         self._told_of_rise = True
         self.warn(
-            f'lr={group["lr"]:.3g} is above the {initial_lr:.3g} that rollback={group["rollback"]:.3g} is meant for: '
-            "with coupling 'lr' the level rises with it, up to 1. Lower the schedule (its eta_min), or take 'constant'."
+            f'lr={group["lr"]:.3g} is above the rate that rollback={group["rollback"]:.3g} is meant for, and with '
+            "coupling 'lr' the level rises with it, up to 1. Lower the schedule (its eta_min), or take 'constant'"
         )
 
     def _two_pass_groups(self, closure) -> list[dict]:
-        """What the base optimizer and the review step in turn; subclasses may take some out and step it themselves."""
+        """What the base optimizer and the rule step in turn; subclasses may take some out and step it themselves."""
         return self.param_groups
 
     @eager
@@ -166,7 +137,7 @@ class Rollback(AnchoredState):
             self.warn(
                 f'{name}: rollback is 0 in every parameter group, so this is plain {name.removesuffix("OLOR")}. Give '
                 "rollback above 0; in an OpenMMLab config, constructor='OLOROptimWrapperConstructor' and "
-                'paramwise_cfg.rollback.max_level above 0.'
+                'paramwise_cfg.rollback.max_level above 0'
             )
         params = self.undecided()
         if params and self.select_pretrained is not None:
@@ -176,21 +147,13 @@ class Rollback(AnchoredState):
         for group in self.param_groups:
             group['rollback_decided'] = True
 
-    def _review(self, groups: list[dict]) -> None:
-        batches = []
-        for group in groups:
-            weight = self.rollback_weight(group)
-            is_on = isinstance(weight, torch.Tensor) or weight > 0
-            if is_on and group['rollback_rule'] == 'olor':
-                params = [p for p in group['params'] if p.grad is not None and self._anchor(p) is not None]
-                batches.append((weight, params, [self._anchor(p) for p in params]))
-        self._pull(batches)
-
     @torch.no_grad()
-    def _pull(self, batches: list[tuple]) -> None:
+    def pull(self, batches: list[tuple]) -> None:
         """``params`` become ``lerp(params, anchors, w)`` for every (w, params, anchors)."""
         found_inf = getattr(self, 'found_inf', None)  # set by a GradScaler that leaves the skipping to a fused kernel
-        for weight, params, anchors in fetched(batches, self._files):
+        for weight, params, anchors in fetched(batches):
+            if isinstance(weight, float) and weight == 0:
+                continue
             if found_inf is not None:  # w = 0 where the kernel skipped, decided on the device: reading it would stall
                 weight = weight * (1 - found_inf)
             if isinstance(weight, torch.Tensor):

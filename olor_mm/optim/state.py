@@ -1,38 +1,40 @@
 """Anchors in the state of an optimizer: captured, hidden where they would mislead, saved and loaded."""
 
-import ctypes
-import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from .anchors import AnchorFiles, make_anchor, missing_message, place_anchor
 
 NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
+STATISTICS = 'pretrained_statistics'  # in a saved state; 'upstream' until version 0.1
 # options of optimizers that came with a version of torch, and that a state saved with an older one lacks
 NEWER = {'foreach', 'fused', 'maximize', 'capturable', 'differentiable', 'decoupled_weight_decay'}
-SEAL = 'anchor_sha256'
 # as torch does for its own optimizers: torch.compiler.disable would import the compiler here, half a second of it
 eager = torch._disable_dynamo
 
 
-class AnchoredState:
+class AnchoredState(Optimizer):
     """The part of :class:`olor_mm.optim.Rollback` that keeps ``state[p]['anchor']``.
 
-    It is a tensor; or None for a pre-trained parameter that is frozen and may be trained later.
+    It is a tensor, or None for a pre-trained parameter that is frozen and may be trained later.
     """
 
     warn = staticmethod(warnings.warn)  # replaced where there is a log that people read
+    _rollback_defaults: dict[str, Any]
 
     def _start_state(self) -> None:
         self._files = AnchorFiles()
         self.select_pretrained = None
-        self.upstream: dict[str, torch.Tensor] = {}
+        self.pretrained_statistics: dict[str, Tensor] = {}
         self._told_of_rise = False
 
     def _complete(self, group: dict) -> None:
@@ -43,7 +45,8 @@ class AnchoredState:
         group.setdefault('rollback_decided', False)
         self._files.open_all(group['anchor_file'] or ())
 
-    def _anchor(self, p: Parameter) -> Tensor | None:
+    def anchor_of(self, p: Parameter) -> Tensor | None:
+        """theta_0 of a parameter; None if it has none."""
         return self.state[p].get('anchor') if p in self.state else None
 
     @eager
@@ -63,8 +66,6 @@ class AnchoredState:
             self.state[p]['anchor'] = make_anchor(p, group) if anchor is None else anchor
         if missing:
             self.warn(missing_message(len(missing), len(due), sorted(set(chain(*missing)))))
-        if due:
-            self._files.release(self.state[p]['anchor'] for p, _ in due)
 
     @eager
     def _hide_bare_anchors(self, groups: list[dict]) -> dict[Parameter, Tensor | None]:
@@ -78,30 +79,31 @@ class AnchoredState:
             self.state[p]['anchor'] = anchor
 
     def adopt_anchors(self, anchors: dict[Parameter, Tensor | dict | None]) -> None:
-        """Make these the anchors; one of a file is given by its entry there.
+        """Make these the anchors; an anchor in a file is given by its entry there.
 
         Raises:
-            ValueError: If a file is not there or is another one.
+            ValueError: If a file is not there or is another one, or an anchor has another shape than its parameter.
         """
         for group in self.param_groups:
             for p in group['params']:
-                if p in anchors:
-                    anchor = anchors[p]
-                    self._files.entries.pop(p, None)
-                    if isinstance(anchor, dict):
-                        anchor = self._files.reopen(p, anchor, group)
-                    elif anchor is not None:
-                        anchor = place_anchor(anchor, p, group)
-                    if anchor is not None and anchor.shape != p.shape:
-                        name = dict(zip(group['params'], group.get('names', ()))).get(p, 'a parameter')
-                        raise ValueError(
-                            f'the optimizer state has an anchor of shape {tuple(anchor.shape)} for {name}, which has '
-                            f'shape {tuple(p.shape)} here: it is of another model'
-                        )
-                    self.state[p]['anchor'] = anchor
+                if p not in anchors:
+                    continue
+                anchor = anchors[p]
+                self._files.entries.pop(p, None)
+                if isinstance(anchor, dict):
+                    anchor = self._files.reopen(p, anchor, group)
+                elif anchor is not None:
+                    anchor = place_anchor(anchor, p, group)
+                if anchor is not None and anchor.shape != p.shape:
+                    name = dict(zip(group['params'], group.get('names', ()))).get(p, 'a parameter')
+                    raise ValueError(
+                        f'the optimizer state has an anchor of shape {tuple(anchor.shape)} for {name}, which has shape '
+                        f'{tuple(p.shape)} here: it is of another model'
+                    )
+                self.state[p]['anchor'] = anchor
 
     def state_dict(self) -> dict:
-        """The state of the base optimizer, with the anchors or where in a file they stand, and ``upstream``."""
+        """The state of the base optimizer, with the anchors or their place in a file, and the kept statistics."""
         packed = super().state_dict()
         numbers = chain.from_iterable(group['params'] for group in packed['param_groups'])
         params = chain.from_iterable(group['params'] for group in self.param_groups)
@@ -112,33 +114,21 @@ class AnchoredState:
             elif state.get('anchor') is None and p.requires_grad and getattr(p, '_fsdp_flattened', False):
                 # FSDP gathers a state that all parameters of a unit have, or none of them
                 packed['state'][number] = {**state, 'anchor': torch.full_like(p, NO_ANCHOR)}
-        return sealed({**packed, 'upstream': self.upstream} if self.upstream else packed)
+        return with_statistics(packed, self.pretrained_statistics)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a ``state_dict`` and go on with its anchors, in their dtype.
 
         Raises:
-            ValueError: If rollback is on here and the loaded state is of a run without it, if its parameter groups are
-                others than here, if its anchors are not those it was saved with, or if a file it names for anchors is
-                not there or is another one.
+            ValueError: If rollback is on here and the loaded state is of a run without it, if its parameter groups
+                differ from those here, or if a file it names for anchors is not there or has been changed.
         """
-        check_loadable(type(self).__name__, state_dict, self.param_groups, self.defaults)
-        here = [dict(group) for group in self.param_groups]
-        present = {p: state['anchor'] for p, state in self.state.items() if 'anchor' in state}
-        numbers = chain.from_iterable(group['params'] for group in state_dict['param_groups'])
-        params = dict(zip(numbers, chain.from_iterable(group['params'] for group in self.param_groups)))
-        saved = {params[i]: s['anchor'] for i, s in state_dict['state'].items() if _has_anchor(s)}
-        # torch would cast anchors to the dtype of their parameters, and take an anchor for a state of its own
-        bare = {i: {k: v for k, v in s.items() if k != 'anchor'} for i, s in state_dict['state'].items()}
-        super().load_state_dict({**state_dict, 'state': {i: state for i, state in bare.items() if state}})
-        for message in settle_options(self.param_groups, here):
-            self.warn(message)
-        self.adopt_anchors(saved if state_dict['state'] else present)  # a reset: what was pre-trained stays so
-        self.upstream = state_dict.get('upstream', self.upstream)
+        with loading_anchors(self, self, state_dict) as bare:
+            super().load_state_dict(bare)
 
     def __getstate__(self) -> dict:
         # a copy has its anchors in memory
-        own = {key: self.__dict__[key] for key in ('_rollback_defaults', 'select_pretrained', 'upstream')}
+        own = {key: self.__dict__[key] for key in ('_rollback_defaults', 'select_pretrained', STATISTICS)}
         return {**super().__getstate__(), **own, '_files': AnchorFiles(), '_told_of_rise': False}
 
     def __setstate__(self, state: dict) -> None:
@@ -151,53 +141,49 @@ class AnchoredState:
             self._complete(group)
 
 
+@contextmanager
+def loading_anchors(optimizer, inner: AnchoredState, state_dict: dict) -> Iterator[dict]:
+    """Load a saved state around what the base optimizer loads of it: the one way for plain optimizers, ZeRO and FSDP.
+
+    Args:
+        optimizer (Optimizer): Has the parameter groups that the state numbers.
+        inner (AnchoredState): Has the anchors: the optimizer itself, or that of this process within ZeRO.
+        state_dict (dict): The saved state.
+
+    Yields:
+        dict: The state without anchors, which torch would cast to the dtype of their parameters.
+
+    Raises:
+        ValueError: As :meth:`AnchoredState.load_state_dict`.
+    """
+    check_loadable(type(inner).__name__, state_dict, optimizer.param_groups, inner.defaults)
+    before = [dict(group) for group in optimizer.param_groups]
+    present = {p: state['anchor'] for p, state in inner.state.items() if 'anchor' in state}
+    numbers = chain.from_iterable(group['params'] for group in state_dict['param_groups'])
+    params = dict(zip(numbers, chain.from_iterable(group['params'] for group in optimizer.param_groups)))
+    saved = {params[i]: state['anchor'] for i, state in state_dict['state'].items() if _has_anchor(state)}
+    bare = {i: {k: v for k, v in state.items() if k != 'anchor'} for i, state in state_dict['state'].items()}
+    yield {**state_dict, 'state': {i: state for i, state in bare.items() if state}}
+    messages = [m for groups in (optimizer.param_groups, inner.param_groups) for m in settle_options(groups, before)]
+    for message in dict.fromkeys(messages):
+        inner.warn(message)
+    inner.adopt_anchors(saved if state_dict['state'] else present)  # a reset: what was pre-trained stays so
+    optimizer.pretrained_statistics = statistics_in(state_dict) or optimizer.pretrained_statistics
+
+
 def _has_anchor(state: dict) -> bool:
     anchor = state.get('anchor', NO_ANCHOR)
     return anchor is None or isinstance(anchor, dict) or not torch.as_tensor(anchor).isnan().all()
 
 
-def sealed(state_dict: dict) -> dict:
-    """The state with a SHA-256 of what it remembers of the pre-trained model, if it does."""
-    seal = _seal(state_dict)
-    return state_dict if seal is None else {**state_dict, SEAL: seal}
+def with_statistics(state_dict: dict, statistics: dict[str, Tensor]) -> dict:
+    """A state to save, with the statistics of pre-trained norm layers if there are any."""
+    return {**state_dict, STATISTICS: statistics} if statistics else state_dict
 
 
-def check_seal(state_dict: dict) -> None:
-    """Refuse a state whose anchors are not those it was saved with.
-
-    States without a seal are taken as they are: those that PyTorch's own tools for sharded optimizers hand on.
-
-    Raises:
-        ValueError: If any anchor is missing or has been changed.
-    """
-    if state_dict.get(SEAL, seal := _seal(state_dict)) != seal:
-        raise ValueError(
-            'the anchors of this optimizer state, or the statistics beside them, are not those it was saved with: '
-            'their SHA-256 is another. Weights would return to wrong values; resume from another checkpoint'
-        )
-
-
-def _seal(state_dict: dict) -> str | None:
-    kept = {i: state['anchor'] for i, state in state_dict['state'].items() if 'anchor' in state}
-    kept.update(state_dict.get('upstream', {}))
-    digest = hashlib.sha256()
-    for name, value in sorted(kept.items(), key=lambda item: str(item[0])):
-        if not isinstance(value, Tensor):  # None, or the place in a file
-            digest.update(f'{name} {value}'.encode())
-            continue
-        digest.update(f'{name} {tuple(value.shape)}'.encode())
-        for part in _local_parts(value):
-            part = part.detach().cpu().contiguous()
-            digest.update(f' {part.dtype} {tuple(part.shape)}'.encode())
-            digest.update((ctypes.c_char * part.nbytes).from_address(part.data_ptr()))  # needs no numpy
-    return digest.hexdigest() if kept else None
-
-
-def _local_parts(tensor: Tensor) -> list[Tensor]:
-    """The tensor, or what this process has of it."""
-    if hasattr(tensor, 'local_shards'):
-        return [shard.tensor for shard in tensor.local_shards()]
-    return [tensor.to_local() if hasattr(tensor, 'to_local') else tensor]
+def statistics_in(state_dict: dict) -> dict[str, Tensor]:
+    """The statistics of pre-trained norm layers in a saved state, also one of version 0.1; {} if there are none."""
+    return state_dict.get(STATISTICS) or state_dict.get('upstream') or {}
 
 
 def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: Iterable[str]) -> None:
@@ -210,8 +196,8 @@ def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: It
         defaults (Iterable[str]): Names of its options.
 
     Raises:
-        ValueError: If rollback is on and the state has no anchors or others than it was saved with, the groups have
-            other parameters, or the state is of an optimizer without these options.
+        ValueError: If rollback is on and the state has no anchors, the groups have other parameters, or the state is
+            of an optimizer without these options.
     """
     states = state_dict['state'].values()
     anchored = any('anchor' in state for state in states)
@@ -219,75 +205,60 @@ def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: It
     unstarted = not states and any('rollback' in group for group in state_dict['param_groups'])
     if any(group['rollback'] for group in groups) and not anchored and not unstarted:
         raise ValueError(
-            f'this optimizer state has no anchors, so it is not of a run with rollback, and {name} cannot resume from '
-            'it: the weights at hand are no longer the pre-trained ones. Either start anew with the pre-trained '
-            'weights (load_from, without resume), or go on without rollback, with the optimizer and constructor of '
-            'that run.'
+            f'this optimizer state has no anchors, so it is of a run without rollback, and {name} cannot resume from '
+            'it. Start anew from the pre-trained weights (load_from, without resume), or resume without rollback'
         )
     expected = [key for key in defaults if key not in NEWER and not key.startswith(('rollback', 'anchor'))]
     lacking = {key for group in state_dict['param_groups'] for key in expected if key not in group}
     if anchored and lacking:
         raise ValueError(
             f'the optimizer state is not of {name}: its parameter groups have no {", ".join(sorted(lacking))}. Resume '
-            'with the type of optimizer of that run.'
+            'with the type of optimizer of that run'
         )
-    check_seal(state_dict)
     theirs, ours = (
         [group.get('names', group.get('param_names', [None] * len(group['params']))) for group in side]
         for side in (state_dict['param_groups'], groups)
     )
-    sizes = [[len(group) for group in side] for side in (theirs, ours)]
     named = [(a, b) for a, b in zip(theirs, ours) if None not in (*a, *b)]
-    if sizes[0] != sizes[1] or any(list(a) != list(b) for a, b in named):
+    if [*map(len, theirs)] != [*map(len, ours)] or any(list(a) != list(b) for a, b in named):
         raise ValueError(
-            f'the optimizer state has {len(theirs)} parameter groups (sizes {sizes[0]}), and here are {len(ours)} '
-            f'({sizes[1]}). {_difference(theirs, ours)}Groups follow from the model and from paramwise_cfg: resume '
-            'with the same model, max_level, min_level, power, layer_index and other options as that run.'
+            f'the optimizer state has {len(theirs)} parameter groups (sizes {[*map(len, theirs)]}), and here are '
+            f'{len(ours)} ({[*map(len, ours)]}). {_difference(theirs, ours)}Resume with the model and the '
+            'paramwise_cfg of that run'
         )
 
 
 def _difference(theirs: list[list[str | None]], ours: list[list[str | None]]) -> str:
-    places = [{name: (i, j) for i, g in enumerate(side) for j, name in enumerate(g)} for side in (theirs, ours)]
-    if any(None in side for side in places):
+    """Which named parameters are in other groups of a saved state than here."""
+    sides = [{name: i for i, group in enumerate(side) for name in group} for side in (theirs, ours)]
+    if any(None in side for side in sides):
         return ''
-    differences: dict[str, list] = {
-        'only in the state': [name for name in places[0] if name not in places[1]],
-        'only here': [name for name in places[1] if name not in places[0]],
-        'elsewhere': [
-            f'{name} (group {i} of the state, group {places[1][name][0]} here)'
-            for name, (i, _) in places[0].items()
-            if name in places[1] and places[1][name] != places[0][name]
-        ],
-    }
-    return ''.join(
-        f'{what.capitalize()}: {", ".join(names[:5])}{f" and {len(names) - 5} more" if len(names) > 5 else ""}. '
-        for what, names in differences.items()
-        if names
-    )
+    other = [name for name in {**sides[0], **sides[1]} if sides[0].get(name) != sides[1].get(name)]
+    other.sort(key=lambda name: name in sides[0] and name in sides[1])  # first those of one side alone
+    moves = [f'{name} (group {sides[0].get(name, "none")} there, {sides[1].get(name, "none")} here)' for name in other]
+    return f'They differ in {", ".join(moves[:5])}{f" and {len(moves) - 5} more" if moves[5:] else ""}. ' * bool(moves)
 
 
 def settle_options(groups: list[dict], before: list[dict]) -> list[str]:
-    """After loading a state: where anchors lie is a matter of this machine, all else is as the state has it.
+    """After loading a state: where anchors are kept is a matter of this machine, all else is as the state has it.
 
     Args:
         groups (list[dict]): ``param_groups``, now with the options of the state.
         before (list[dict]): Their options until then.
 
     Returns:
-        list[str]: For each option of the configuration that is not used, a sentence that says so.
+        list[str]: A sentence if options of the configuration are not used.
     """
     for group, here in zip(groups, before):
         group.update(anchor_device=here['anchor_device'], anchor_file=here['anchor_file'])
-    # a half-life becomes a level when training starts, and a resumed run goes on with that level
-    level = 'rollback_half_life' if any('rollback_half_life' in g for g in (*groups, *before)) else 'rollback'
     changed = [
         key
-        for key in (level, 'rollback_coupling', 'rollback_rule', 'rollback_new', 'anchor_dtype')
+        for key in ('rollback', 'rollback_coupling', 'rollback_rule', 'rollback_new', 'anchor_dtype')
         if any(group.get(key) != here.get(key) for group, here in zip(groups, before))
     ]
     sides = [[f'{key}={[group.get(key) for group in side]!r}' for key in changed] for side in (groups, before)]
     return [
-        f'the resumed optimizer state has, in its groups, {loaded} where the configuration has {configured}; as with '
-        'lr and weight_decay, what the state has is used. For another max_level, min_level or coupling start anew.'
+        f'the resumed optimizer state has {loaded} in its groups where the configuration has {configured}: as with lr '
+        'and weight_decay, the value of the state is used. For another level or coupling start anew'
         for loaded, configured in zip(*sides)
     ]

@@ -1,14 +1,18 @@
 """A record of what was loaded into a model: by what happened, not by what a module is called."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import nn
 
+from .statistics import running_statistics
+
 
 class LoadRecord:
     """Watches a model and remembers every parameter and running mean that a ``state_dict`` was loaded into.
+
+    It also keeps the running statistics of norm layers from before the first forward pass that changes them.
 
     Both ``nn.Module.load_state_dict`` and MMEngine's loader run the hooks registered here on every sub-module. What
     counts is that a tensor was written to, or replaced (``assign=True``), while the module was loading, and not which
@@ -24,6 +28,7 @@ class LoadRecord:
     def __init__(self, model: nn.Module):
         self._loaded: dict[nn.Parameter, bytes] = {}
         self._statistics: dict[nn.Module, bytes] = {}
+        self._kept: dict[nn.Module, dict[str, torch.Tensor]] = {}
         self._before: dict[nn.Module, dict[str, tuple[torch.Tensor, int]]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         for module in model.modules():
@@ -31,6 +36,8 @@ class LoadRecord:
                 module._register_load_state_dict_pre_hook(self._before_load, with_module=True),
                 module.register_load_state_dict_post_hook(self._after_load),
             )
+            if torch.is_tensor(getattr(module, 'running_mean', None)):
+                self._handles.append(module.register_forward_pre_hook(self._before_forward))
 
     def __len__(self) -> int:
         """Number of parameters something was loaded into."""
@@ -47,7 +54,23 @@ class LoadRecord:
     def unchanged_statistics(self, model: nn.Module) -> list[str]:
         """Names of the norm layers whose running mean still is the one that was last loaded."""
         layers = [(name, module) for name, module in model.named_modules() if module in self._statistics]
-        return [name for name, module in layers if self._statistics[module] == fingerprint(module.running_mean)]
+        means = {module: self._statistics_of(module)['running_mean'] for _, module in layers}
+        return [name for name, module in layers if self._statistics[module] == fingerprint(means[module])]
+
+    def copy_statistics(self, model: nn.Module, layers: Collection[str]) -> dict[str, torch.Tensor]:
+        """Running statistics of these norm layers, from before training, by their names in ``model.state_dict()``."""
+        return {
+            f'{layer}.{kind}': value.detach().cpu().clone()
+            for layer in layers
+            for kind, value in self._statistics_of(model.get_submodule(layer)).items()
+        }
+
+    def _statistics_of(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        return self._kept.get(module) or running_statistics(module)
+
+    def _before_forward(self, module: nn.Module, _) -> None:
+        if module.training and module not in self._kept:
+            self._kept[module] = {name: value.detach().clone() for name, value in running_statistics(module).items()}
 
     def adopt(self, other: 'LoadRecord', copied: nn.Module, model: nn.Module) -> None:
         """Take over what another record saw of a copy of the model.

@@ -40,8 +40,7 @@ def summary(model: nn.Module, layers: Collection[str]) -> str:
     return '; '.join(f'{counts[state]} {meaning[state]}' for state in STATES if counts[state]) or 'none'
 
 
-def copy_statistics(model: nn.Module, layers: Collection[str]) -> dict[str, torch.Tensor]:
-    """Running statistics of these layers, copied to host memory, by their names in ``model.state_dict()``."""
-    buffers = dict(model.named_buffers())
-    names = [f'{layer}.{kind}' for layer in layers for kind in STATISTICS]
-    return {name: buffers[name].detach().cpu().clone() for name in names if name in buffers}
+def running_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The running statistics of a norm layer, by the name of the buffer."""
+    found = {kind: getattr(module, kind, None) for kind in STATISTICS}
+    return {kind: value for kind, value in found.items() if value is not None}

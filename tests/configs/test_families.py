@@ -21,8 +21,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
-from launch import config_file, load_config
-from olor_mm.analysis import execution_order
+from olor_mm.cli.launch import config_file, load_config
+from olor_mm.layers import execution_order
 
 CONFIGS = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob('configs/*/olor/*.py'))
 # of these the quick tests have the smaller size, or the config for a whole pre-trained model, which builds on this one
@@ -82,7 +82,7 @@ def own(tmp_path_factory) -> Path:
 def work_dir(tmp_path):
     """A directory without a checkpoint after the test: those of large models fill a disk, cycles of theirs the memory."""
     yield tmp_path
-    (tmp_path / 'upstream.pth').unlink(missing_ok=True)
+    (tmp_path / 'source.pth').unlink(missing_ok=True)
     gc.collect()
 
 
@@ -114,7 +114,7 @@ def sources(cfg) -> list[dict]:
     return [*own, *(place for value in cfg.values() for place in sources(value))]
 
 
-def upstream_weights(cfg: Config, name: str, prefix: str) -> dict[str, torch.Tensor]:
+def pretrained_weights(cfg: Config, name: str, prefix: str) -> dict[str, torch.Tensor]:
     """Weights with the names and shapes of a checkpoint, none of them what a new model starts from."""
     if Path(name).exists():
         return load(name)['state_dict']
@@ -157,12 +157,12 @@ def tiny(config: Path, work_dir: Path, images: int) -> tuple[Config, dict[str, t
     cfg = load_config(argparse.Namespace(**arguments))
     [place] = sources(cfg.model) or [cfg]
     key, prefix = ('load_from', '') if place is cfg else ('checkpoint', place.get('prefix', ''))
-    weights = upstream_weights(cfg, place[key], prefix)
+    weights = pretrained_weights(cfg, place[key], prefix)
     if 'num_queries' in cfg.model:  # DINO selects them among the places of an image, of which a small one has few
         cfg.model.num_queries = cfg.model.test_cfg.max_per_img = 50
         weights = {name: value[:50] if name == 'query_embedding.weight' else value for name, value in weights.items()}
     if not Path(place[key]).exists():
-        place[key] = str(work_dir / 'upstream.pth')
+        place[key] = str(work_dir / 'source.pth')
         torch.save(dict(state_dict=weights, meta={}), place[key])
     for loader, count in ((cfg.train_dataloader, 4), (cfg.val_dataloader, 1)):
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)

@@ -7,7 +7,7 @@ import torch
 import worker
 from mmengine.dist import get_rank
 
-from olor_mm.engine.loading import guard_loading
+from olor_mm.durable.loading import guard_loading
 
 STEPS = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(16, 16)), dict(type='PackInputs')]
 
@@ -16,8 +16,8 @@ def main() -> None:
     mode, work_dir, checkpoint, images = sys.argv[1:]
     guard_loading()
     cfg = worker.config(mode, work_dir, checkpoint, 2, False)
-    upstream = dict(
-        type='UpstreamEvalHook',
+    pretrained = dict(
+        type='PretrainedEvalHook',
         model=cfg.model.to_dict(),
         checkpoint=checkpoint,
         images=images,
@@ -25,12 +25,12 @@ def main() -> None:
         dataloader=cfg.train_dataloader.to_dict(),
         evaluator=dict(type='Accuracy', topk=(1,)),
     )
-    cfg.custom_hooks += [dict(type='DriftHook', interval=2)] + ([upstream] if mode != 'fsdp' else [])
+    cfg.custom_hooks += [dict(type='DriftHook', interval=2)] + ([pretrained] if mode != 'fsdp' else [])
     cfg.val_dataloader, cfg.val_evaluator = cfg.train_dataloader, dict(type='Accuracy', topk=(1,))
     cfg.val_cfg = dict()
     runner = worker.build(mode, cfg)
     runner.train()
-    found = {name: buffer.current() for name, buffer in runner.message_hub.log_scalars.items() if 'upstream' in name}
+    found = {name: buffer.current() for name, buffer in runner.message_hub.log_scalars.items() if 'pretrained' in name}
     torch.save(found, os.path.join(work_dir, f'rank_{get_rank()}.pth'))
     os._exit(0)
 

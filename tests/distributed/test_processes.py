@@ -194,4 +194,4 @@ def test_forgetting_of_two_processes_is_that_of_one(checkpoint, data, tmp_path, 
         assert ours == pytest.approx(theirs, rel=1e-4)
     if mode != 'fsdp':  # where it is refused
         assert found[mode][0] == found[mode][1] == pytest.approx(found['single'][0], rel=1e-4)
-        assert {'val/upstream/agreement', 'val/upstream/kl', 'val/upstream/accuracy/top1'} < found[mode][0].keys()
+        assert {'val/pretrained/agreement', 'val/pretrained/kl', 'val/pretrained/accuracy/top1'} < found[mode][0].keys()

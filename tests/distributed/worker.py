@@ -22,8 +22,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import Dataset
 
-from olor_mm.compat import use_cpu_processes
-from olor_mm.engine.loading import guard_loading
+from olor_mm.cli.machine import use_cpu_processes
+from olor_mm.durable.loading import guard_loading
 from olor_mm.layers import clean_name
 
 GLOBAL_BATCH = 8

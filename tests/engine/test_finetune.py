@@ -144,38 +144,6 @@ def test_linear_probing_leaves_the_backbone_to_the_bit(norm_eval, data, tmp_path
     assert not torch.equal(watch.values[0]['head.fc.weight'], watch.values[-1]['head.fc.weight'])
 
 
-def test_linear_probing_of_a_model_without_a_backbone_is_refused(tmp_path):
-    runner = type('Runner', (), dict(model=nn.Sequential(nn.Linear(2, 2))))()
-    from olor_mm.engine import FreezeBackboneHook
-
-    with pytest.raises(ValueError, match='Sequential has no part called backbone.*its parts are 0'):
-        FreezeBackboneHook().before_run(runner)
-
-
-def test_linear_probing_under_ddp_says_what_it_needs(tmp_path):
-    from olor_mm.engine import FreezeBackboneHook
-
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    try:
-        for unused in (False, True):
-            model = nn.Module()
-            model.backbone, model.head = nn.Linear(2, 2), nn.Linear(2, 2)
-            model.forward = lambda x, model=model: model.head(model.backbone(x))
-            wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
-            runner = type('Runner', (), dict(model=wrapped))()
-            if not unused:
-                with pytest.raises(ValueError, match='set find_unused_parameters=True'):
-                    FreezeBackboneHook().before_run(runner)
-                continue
-            FreezeBackboneHook().before_run(runner)
-            for _ in range(3):
-                wrapped(torch.ones(1, 2)).sum().backward()
-            assert model.backbone.weight.grad is None
-            assert model.head.weight.grad is not None
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def built(model: str, **options):
     from mmpretrain.registry import MODELS
 
@@ -289,20 +257,20 @@ def test_a_level_of_zero_by_hand_leaves_a_parameter_to_the_optimizer():
     [
         (dict(rollback=dict(rule='L2SP')), r"rollback\.rule='L2SP' is unknown; take one of 'olor', 'l2sp'"),
         (dict(rollback=dict(rule=['spd'])), r"rollback\.rule=\['spd'\] is unknown"),
-        (dict(rollback=dict(rule='l2sp', max_level=-0.1)), r"rollback\.max_level=-0\.1 is negative.*rule='l2sp'"),
-        (dict(rollback=dict(rule='spd', new_level=0.1)), r"new_level=0\.1 has no meaning with rule='spd'"),
-        (dict(rollback=dict(new_level=0.1)), r"new_level=0\.1 has no meaning with rule='olor'.*rule='l2sp'"),
-        (dict(rollback=dict(rule='l2sp', new_level=True)), 'new_level=True is not a finite number of 0 or more'),
+        (dict(rollback=dict(rule='l2sp', max_level=-0.1)), r"rollback\.max_level=-0\.1 is not a number in \[0, "),
+        (dict(rollback=dict(rule='spd', new_level=0.1)), r"new_level=0\.1 .*'l2sp'.*'spd'"),
+        (dict(rollback=dict(new_level=0.1)), r"new_level=0\.1 .*'l2sp'.*'olor'"),
+        (dict(rollback=dict(rule='l2sp', new_level=True)), 'new_level=True is not a number'),
         (
             dict(rollback=dict(rule='l2sp', new_level=0.1, power=1.0)),
-            r'new_level=0\.1 goes to what has a level above 0.*leave out power',
+            r'new_level=0\.1 .*power=1\.0; raise min_level',
         ),
-        (dict(rollback=dict(rule='l2sp', new_level=0.1, max_level=0)), 'new head has none; raise max_level$'),
+        (dict(rollback=dict(rule='l2sp', new_level=0.1, max_level=0)), r'new_level=0\.1 .*max_level=0'),
         (dict(rollback=dict(rule='l2sp', coupling='constant')), "coupling='constant' is an option of rule='olor'"),
-        (dict(rollback=dict(max_level=2.0)), r'max_level=2\.0 is outside \[0, 1\]'),
+        (dict(rollback=dict(max_level=2.0)), r'max_level=2\.0 is not a number in \[0, 1\]'),
         (dict(layer_decay_rate=0), r'layer_decay_rate=0 is not a number in \(0, 1\]'),
         (dict(layer_decay_rate='0.75'), r"layer_decay_rate='0\.75'"),
-        (dict(rollback=dict(rule='spd'), custom_keys={'head': dict(rollback=-1.0)}), r'rollback=-1\.0 is not a finite'),
+        (dict(rollback=dict(rule='spd'), custom_keys={'head': dict(rollback=-1.0)}), r'rollback=-1\.0 is not a number'),
     ],
 )
 def test_wrong_settings_name_key_value_and_remedy(paramwise, message):

@@ -16,7 +16,7 @@ from test_runner import StopAfter, pretrained_state
 from test_runner import config as small_config
 from test_runner import run as train
 
-from olor_mm.engine import DriftHook, UpstreamEvalHook
+from olor_mm.engine import DriftHook, PretrainedEvalHook
 from olor_mm.layers import layer_index
 
 STOCK = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
@@ -184,14 +184,14 @@ def photos(data, tmp_path_factory) -> Path:
     return folder
 
 
-def upstream_hook(data, photos, **options) -> dict:
+def pretrained_hook(data, photos, **options) -> dict:
     checkpoint = str(data / 'weights/mobilenet_v2_mmpretrain.pth')
     images = dict(images=str(photos), pipeline=STEPS, batch_size=5)
-    return {**dict(type='UpstreamEvalHook', model=copy.deepcopy(IMAGENET), checkpoint=checkpoint), **images, **options}
+    return {**dict(type='PretrainedEvalHook', model=copy.deepcopy(IMAGENET), checkpoint=checkpoint), **images, **options}
 
 
 def validations(work_dir) -> list[dict]:
-    return [row for row in scalars(work_dir) if any(key.startswith('upstream') for key in row)]
+    return [row for row in scalars(work_dir) if any(key.startswith('pretrained') for key in row)]
 
 
 def predictions(state: dict, photos: Path) -> torch.Tensor:
@@ -213,7 +213,7 @@ def agreement_and_divergence(state, original, photos) -> tuple[float, float]:
     return 100 * (p.argmax(1) == q.argmax(1)).double().mean().item(), divergence.item()
 
 
-def upstream_of(state: dict, source: dict, statistics: bool) -> dict:
+def pretrained_of(state: dict, source: dict, statistics: bool) -> dict:
     """The ImageNet classifier with a fine-tuned backbone, with its statistics or with those of before."""
     return {
         name: value if name.startswith('head.') or ('running' in name and not statistics) else state[name]
@@ -222,23 +222,23 @@ def upstream_of(state: dict, source: dict, statistics: bool) -> dict:
 
 
 def test_an_untouched_model_agrees_wholly_and_its_statistics_are_what_updating_them_changed(data, photos, tmp_path):
-    cfg = with_validation(config(tmp_path, data, upstream_hook(data, photos), optim_wrapper=STOCK))
+    cfg = with_validation(config(tmp_path, data, pretrained_hook(data, photos), optim_wrapper=STOCK))
     cfg.optim_wrapper.optimizer.update(lr=0.0, weight_decay=0.0)
     train(cfg)
     [row] = validations(tmp_path)
-    assert row['upstream_restored/agreement'] == 100 and row['upstream_restored/kl'] == pytest.approx(0, abs=1e-9)
-    assert row['upstream/agreement'] < 100 and row['upstream/kl'] > 0.01
-    stages = [f'upstream_restored/cka_stage{i}' for i in range(7)]
-    assert [row[key] for key in stages] == pytest.approx([1] * 7) and row['upstream_restored/cka'] == pytest.approx(1)
-    assert 'accuracy/top1' in row and 'upstream_restored/cka_stage7' not in row
+    assert row['pretrained_restored/agreement'] == 100 and row['pretrained_restored/kl'] == pytest.approx(0, abs=1e-9)
+    assert row['pretrained/agreement'] < 100 and row['pretrained/kl'] > 0.01
+    stages = [f'pretrained_restored/cka_stage{i}' for i in range(7)]
+    assert [row[key] for key in stages] == pytest.approx([1] * 7) and row['pretrained_restored/cka'] == pytest.approx(1)
+    assert 'accuracy/top1' in row and 'pretrained_restored/cka_stage7' not in row
 
     cfg.model.backbone.norm_eval = True
     cfg.work_dir = str(tmp_path / 'frozen')
     cfg.experiment_name += '_frozen'
     train(cfg)
     [row] = validations(tmp_path / 'frozen')
-    assert row['upstream/agreement'] == 100 and row['upstream/kl'] == pytest.approx(0, abs=1e-9)
-    assert not any(key.startswith('upstream_restored') for key in row)
+    assert row['pretrained/agreement'] == 100 and row['pretrained/kl'] == pytest.approx(0, abs=1e-9)
+    assert not any(key.startswith('pretrained_restored') for key in row)
 
 
 class Reinitialise(Hook):
@@ -251,37 +251,37 @@ class Reinitialise(Hook):
 
 
 def test_a_random_model_agrees_by_chance(data, photos, tmp_path):
-    runner = Runner.from_cfg(with_validation(config(tmp_path, data, upstream_hook(data, photos), optim_wrapper=STOCK)))
+    runner = Runner.from_cfg(with_validation(config(tmp_path, data, pretrained_hook(data, photos), optim_wrapper=STOCK)))
     runner.register_hook(Reinitialise())
     runner.train()
     [row] = validations(tmp_path)
     # 12 photos of 1,000 classes: one that agrees by accident is the most there can be
-    assert row['upstream/agreement'] <= 100 / 12 and row['upstream/kl'] > 1
-    assert row['upstream/cka'] < 0.95
+    assert row['pretrained/agreement'] <= 100 / 12 and row['pretrained/kl'] > 1
+    assert row['pretrained/cka'] < 0.95
 
 
 def test_what_is_measured_is_the_average_that_is_validated_and_saved(data, photos, tmp_path):
-    hooks = [dict(type='EMAHook', momentum=0.5), upstream_hook(data, photos)]
+    hooks = [dict(type='EMAHook', momentum=0.5), pretrained_hook(data, photos)]
     cfg = with_validation(config(tmp_path, data, *hooks))
-    cfg.default_hooks.checkpoint.update(save_best='upstream/agreement', rule='greater')
+    cfg.default_hooks.checkpoint.update(save_best='pretrained/agreement', rule='greater')
     _, checkpoint = train(cfg)
     source = pretrained_state(data)
     [row] = validations(tmp_path)
-    for kind, statistics in {'upstream': True, 'upstream_restored': False}.items():
-        state = upstream_of(checkpoint['state_dict'], source, statistics)
+    for kind, statistics in {'pretrained': True, 'pretrained_restored': False}.items():
+        state = pretrained_of(checkpoint['state_dict'], source, statistics)
         agreement, divergence = agreement_and_divergence(state, source, photos)
         assert row[f'{kind}/agreement'] == pytest.approx(agreement)
         assert row[f'{kind}/kl'] == pytest.approx(divergence, rel=1e-3)
     trained = {name.removeprefix('module.'): value for name, value in checkpoint['ema_state_dict'].items()}
-    _, divergence = agreement_and_divergence(upstream_of(trained, source, False), source, photos)
-    assert row['upstream_restored/kl'] != pytest.approx(divergence, rel=1e-2)
-    assert list(tmp_path.glob('best_upstream_agreement*.pth'))
+    _, divergence = agreement_and_divergence(pretrained_of(trained, source, False), source, photos)
+    assert row['pretrained_restored/kl'] != pytest.approx(divergence, rel=1e-2)
+    assert list(tmp_path.glob('best_pretrained_agreement*.pth'))
 
 
 def test_a_run_ends_to_the_bit_as_without_the_hooks(data, photos, tmp_path):
     ends = []
     hooks = [
-        upstream_hook(data, photos, dataloader=labelled(data), evaluator=dict(type='Accuracy')),
+        pretrained_hook(data, photos, dataloader=labelled(data), evaluator=dict(type='Accuracy')),
         dict(type='DriftHook', interval=1),
     ]
     for name, some in dict(without=[], with_them=hooks).items():
@@ -316,14 +316,14 @@ def test_a_chain_of_tasks_keeps_the_first_tasks_head_though_the_second_has_as_ma
     first.test_dataloader, first.test_evaluator = labelled(data), dict(type='Accuracy', topk=(1,))
     first.dump(tmp_path / 'a.py')
     hook = dict(
-        type='UpstreamEvalHook', model=str(tmp_path / 'a.py'), checkpoint=str(tmp_path / 'a.pth'), dataloader='test'
+        type='PretrainedEvalHook', model=str(tmp_path / 'a.py'), checkpoint=str(tmp_path / 'a.pth'), dataloader='test'
     )
     second = with_validation(config(tmp_path / 'b', data, hook, load_from=str(tmp_path / 'a.pth'), iterations=6))
     second.model.backbone.pop('init_cfg')
     _, b = train(second)
     [row] = validations(tmp_path / 'b')
     expected = {}
-    for kind, statistics in {'upstream': True, 'upstream_restored': False}.items():
+    for kind, statistics in {'pretrained': True, 'pretrained_restored': False}.items():
         runner = Runner(
             model=first.model,
             data_preprocessor=first.data_preprocessor,
@@ -335,9 +335,9 @@ def test_a_chain_of_tasks_keeps_the_first_tasks_head_though_the_second_has_as_ma
             default_scope='mmpretrain',
             log_level='ERROR',
         )
-        runner.model.load_state_dict(upstream_of(b['state_dict'], a['state_dict'], statistics))
+        runner.model.load_state_dict(pretrained_of(b['state_dict'], a['state_dict'], statistics))
         expected[f'{kind}/accuracy/top1'] = runner.test()['accuracy/top1']
-    assert {key: value for key, value in row.items() if key.startswith('upstream')} == pytest.approx(expected)
+    assert {key: value for key, value in row.items() if key.startswith('pretrained')} == pytest.approx(expected)
     assert not torch.equal(a['state_dict']['head.fc.weight'], b['state_dict']['head.fc.weight'])
 
 
@@ -346,17 +346,17 @@ def test_a_resumed_run_knows_whose_weights_are_whose(data, photos, tmp_path):
     def cfg(*hooks, **changes):
         return with_validation(config(tmp_path, data, *hooks, optim_wrapper=STOCK, epochs=2, **changes))
 
-    runner = Runner.from_cfg(cfg(upstream_hook(data, photos)))
+    runner = Runner.from_cfg(cfg(pretrained_hook(data, photos)))
     runner.register_hook(StopAfter(1))
     with pytest.raises(KeyboardInterrupt):
         runner.train()
-    _, checkpoint = train(cfg(upstream_hook(data, photos), resume=True))
+    _, checkpoint = train(cfg(pretrained_hook(data, photos), resume=True))
     source = pretrained_state(data)
-    state = upstream_of(checkpoint['state_dict'], source, False)
+    state = pretrained_of(checkpoint['state_dict'], source, False)
     agreement, divergence = agreement_and_divergence(state, source, photos)
     row = validations(tmp_path)[-1]
-    assert row['upstream_restored/agreement'] == pytest.approx(agreement)
-    assert row['upstream_restored/kl'] == pytest.approx(divergence, rel=1e-3)
+    assert row['pretrained_restored/agreement'] == pytest.approx(agreement)
+    assert row['pretrained_restored/kl'] == pytest.approx(divergence, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -375,12 +375,12 @@ def test_a_resumed_run_knows_whose_weights_are_whose(data, photos, tmp_path):
     ],
     ids=str,
 )
-def test_wrong_options_of_the_upstream_are_named(data, photos, tmp_path, options, message):
+def test_wrong_options_of_the_pretrained_hook_are_named(data, photos, tmp_path, options, message):
     options = {k: v.format(data=data) if isinstance(v, str) else v for k, v in options.items()}
-    hook = upstream_hook(data, photos, **options)
+    hook = pretrained_hook(data, photos, **options)
 
     def start():
-        UpstreamEvalHook(**{key: value for key, value in hook.items() if key != 'type'})  # some are seen at once
+        PretrainedEvalHook(**{key: value for key, value in hook.items() if key != 'type'})  # some are seen at once
         Runner.from_cfg(config(tmp_path, data, hook, optim_wrapper=STOCK)).train()
 
     with pytest.raises(ValueError, match=f'(?s){message}'):
@@ -392,7 +392,7 @@ def test_images_need_a_classifier(data, photos, tmp_path):
     model.pop('head')
     state = {n: v for n, v in pretrained_state(data).items() if not n.startswith('head.')}
     torch.save(dict(state_dict=state), tmp_path / 'headless.pth')
-    hook = upstream_hook(data, photos, model=model, checkpoint=str(tmp_path / 'headless.pth'))
+    hook = pretrained_hook(data, photos, model=model, checkpoint=str(tmp_path / 'headless.pth'))
     with pytest.raises(ValueError, match='needs a classifier, which ImageClassifier is not: leave images out'):
         Runner.from_cfg(config(tmp_path, data, hook)).train()
-    assert UpstreamEvalHook.priority == 'ABOVE_NORMAL'  # before EMAHook
+    assert PretrainedEvalHook.priority == 'ABOVE_NORMAL'  # before EMAHook

@@ -112,7 +112,7 @@ def test_a_compiled_model_trains_as_the_eager_one(data, tmp_path):
         runner, checkpoint = train(cfg)
         found = anchors(checkpoint, names_of(runner))
         assert_anchors_are_the_checkpoints(found, pretrained_state(data), parameter_names(runner, 'backbone.'))
-        assert checkpoint['optimizer']['upstream']
+        assert checkpoint['optimizer']['pretrained_statistics']
         ends[bool(compiled)] = checkpoint['state_dict']
     for name, value in ends[False].items():
         torch.testing.assert_close(ends[True][name], value, rtol=1e-3, atol=1e-4)
@@ -135,7 +135,7 @@ def test_flexible_runner_ends_as_the_runner_does(data, tmp_path, counts):
         names = {p: name for name, p in runner.model.named_parameters()}
         kept = {names[p]: state['anchor'] for p, state in found.state.items() if 'anchor' in state}
         assert_anchors_are_the_checkpoints(kept, source, parameter_names(runner, 'backbone.'))
-        assert torch.equal(found.upstream['backbone.conv1.bn.running_mean'], source['backbone.conv1.bn.running_mean'])
+        assert torch.equal(found.pretrained_statistics['backbone.conv1.bn.running_mean'], source['backbone.conv1.bn.running_mean'])
         ends.append(runner.model.state_dict())
     for name in ends[0]:
         assert torch.equal(ends[0][name], ends[1][name]), name
@@ -179,8 +179,8 @@ def test_the_olor_type_without_our_constructor():
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(optimizer=dict(type='OLOR')), r'optimizer\.base=None is not the config of an optimizer, as in dict'),
-        (dict(optimizer=dict(type='OLOR', base='Lion')), r"optimizer\.base='Lion' is not the config"),
+        (dict(optimizer=dict(type='OLOR')), r'optimizer\.base=None is not a dict'),
+        (dict(optimizer=dict(type='OLOR', base='Lion')), r"optimizer\.base='Lion' is not a dict"),
         (dict(optimizer=dict(type='OLOR', base=dict(type='Lyon', lr=0.1))), "'Lyon'"),
         (
             dict(optimizer=dict(type='OLOR', lr=0.1, base=dict(type='SGD', lr=0.2))),
@@ -241,12 +241,12 @@ def test_resuming_into_another_model_names_the_parameters():
     model.backbone.append(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
     with pytest.raises(
         ValueError,
-        match=r'Only here: backbone\.3\.0\.weight.*Elsewhere: head\.weight \(group 6 of the state, group 8 here\)',
+        match=r'backbone\.3\.0\.weight \(group none there, 6 here\).*head\.weight \(group 6 there, 8 here\)',
     ):
         wrapper_for(model).load_state_dict(state)
     renamed = small_model()
     renamed.tail = renamed.head
     del renamed.head
-    with pytest.raises(ValueError, match=r'Only in the state: head\.weight, head\.bias\. Only here: tail\.weight'):
+    with pytest.raises(ValueError, match=r'head\.weight \(group 6 there, none here\).*tail\.weight \(group none there, 6 here\)'):
         wrapper_for(renamed).load_state_dict(state)
     other.load_state_dict(state)

@@ -8,7 +8,7 @@ from conftest import ROOT, load, run
 from test_runner import StopAfter, config, pretrained_state
 from test_runner import run as train
 
-from olor_mm.analysis import restore_statistics
+from olor_mm.measure import restore_statistics
 from olor_mm.pretrained import statistics_states
 
 MEAN = 'backbone.conv1.bn.running_mean'
@@ -19,13 +19,13 @@ def test_statistics_of_the_checkpoint_are_kept_through_training_and_resume_and_p
     runner = train_until(config(tmp_path, data, epochs=2), epochs=1)
     assert not torch.equal(runner.model.state_dict()[MEAN], source[MEAN])
     runner, checkpoint = train(config(tmp_path, data, epochs=2, resume=True))
-    kept = checkpoint['optimizer']['upstream']
+    kept = checkpoint['optimizer']['pretrained_statistics']
     expected = {n for n in source if n.startswith('backbone.') and ('running_' in n or 'num_batches' in n)}
     assert set(kept) == expected and len(expected) == 3 * 52
     for name in expected:
         assert torch.equal(kept[name], source[name]), name
     assert not torch.equal(checkpoint['state_dict'][MEAN], source[MEAN])
-    restore_statistics(runner.model, runner.optim_wrapper.optimizer.upstream)
+    restore_statistics(runner.model, runner.optim_wrapper.optimizer.pretrained_statistics)
     assert torch.equal(runner.model.state_dict()[MEAN], source[MEAN])
     with pytest.raises(ValueError, match="no buffer 'backbone.conv1.bn.running_mean'"):
         restore_statistics(torch.nn.Linear(2, 2), kept)
@@ -41,12 +41,12 @@ def train_until(cfg, epochs):
     return runner
 
 
-def test_the_tool_writes_the_upstream_model_with_its_old_head(data, tmp_path):
+def test_the_tool_writes_the_pretrained_model_with_its_old_head(data, tmp_path):
     source = pretrained_state(data)
     _, checkpoint = train(config(tmp_path / 'run', data))
-    written = tmp_path / 'out/upstream.pth'
+    written = tmp_path / 'out/source.pth'
     pretrained = data / 'weights/mobilenet_v2_mmpretrain.pth'
-    tool = [sys.executable, 'tools/model_converters/restore_upstream.py']
+    tool = [sys.executable, 'tools/model_converters/restore_pretrained.py']
     done = run(*tool, ROOT / (tmp_path / 'run/last_checkpoint').read_text(), pretrained, written)
     assert '156 tensors kept statistics, ' in done.stdout.replace('156 tensors fine-tuned, ', '')
     state = load(written)['state_dict']

@@ -233,7 +233,7 @@ CONFIGS = (
 )
 TRAIN, TEST, PRINT = 'train.py', 'test.py', 'analysis_tools/print_rollback.py'
 WISE, RESTORE, MOBILENET = (
-    f'model_converters/{n}.py' for n in ('wise_ft', 'restore_upstream', 'torchvision_mobilenet_v2')
+    f'model_converters/{n}.py' for n in ('wise_ft', 'restore_pretrained', 'torchvision_mobilenet_v2')
 )
 EMBEDDED, COVERAGE = 'dataset_converters/embedded.py', 'analysis_tools/coverage.py'
 FLAGS = {

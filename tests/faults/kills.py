@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from jobs import children, kill, kill_all, start, wait_for
 
-from olor_mm.engine.loading import CheckpointError, load
+from olor_mm.durable.loading import CheckpointError, load
 
 EPOCHS = 16
 OPTIONS = (

@@ -267,8 +267,8 @@ HOSTILE = {
     'print_rollback, init_cfg': (PRINT, ('config.py', '--cfg-options', 'model.backbone.init_cfg.checkpoint=hostile')),
     'wise_ft, pretrained': (WISE, ('hostile', 'whole.pth', 'new')),
     'wise_ft, finetuned': (WISE, ('whole.pth', 'hostile', 'new')),
-    'restore_upstream, finetuned': (RESTORE, ('hostile', 'whole.pth', 'new')),
-    'restore_upstream, pretrained': (RESTORE, ('whole.pth', 'hostile', 'new')),
+    'restore_pretrained, finetuned': (RESTORE, ('hostile', 'whole.pth', 'new')),
+    'restore_pretrained, pretrained': (RESTORE, ('whole.pth', 'hostile', 'new')),
     'torchvision_mobilenet_v2': (MOBILENET, ('hostile', 'new')),
 }
 

@@ -1,6 +1,7 @@
 """Runs that are stopped, and checkpoints that are not what they should be: a real Runner, a small real model."""
 
 import errno
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -10,78 +11,26 @@ import torch
 from damage import damages, flipped, hostile
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
-from test_runner import config
+from runs import SAFE, Iterations, Terminate, configured, equal, logged, resumed, trained
 
-from olor_mm.engine.checkpoints import SafeCheckpointHook, check_resumable, write_durably
-from olor_mm.engine.loading import CheckpointError, load
-
-SAFE = dict(type='SafeCheckpointHook', interval=1)
-
-
-def configured(work_dir, data, epochs=2, hook=SAFE, **changes):
-    cfg = config(work_dir, data, epochs=epochs, iterations=2, **changes)
-    cfg.model.backbone.widen_factor = 0.1
-    cfg.model.backbone.init_cfg = None
-    cfg.model.head.in_channels = 1280
-    cfg.optim_wrapper.paramwise_cfg.rollback.pretrained = ['backbone']
-    cfg.default_hooks.checkpoint = dict(hook)
-    cfg.param_scheduler.T_max = 4
-    return cfg
-
-
-def trained(work_dir, data, *hooks: Hook, **options) -> Runner:
-    runner = Runner.from_cfg(configured(work_dir, data, **options))
-    for hook in hooks:
-        runner.register_hook(hook)
-    runner.train()
-    return runner
-
-
-@pytest.fixture(scope='module')
-def run_dir(data, tmp_path_factory) -> Path:
-    """Two epochs of two iterations; not to be changed."""
-    folder = tmp_path_factory.mktemp('run')
-    trained(folder, data)
-    return folder
-
-
-@pytest.fixture
-def copy_of_run(run_dir, tmp_path) -> Path:
-    for number, name in enumerate(('epoch_1.pth', 'epoch_2.pth')):
-        (tmp_path / name).write_bytes((run_dir / name).read_bytes())
-        os.utime(tmp_path / name, (number, number))
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
-    return tmp_path
-
-
-def resumed(work_dir, data, *hooks, epochs=3, **options) -> Runner:
-    return trained(work_dir, data, *hooks, epochs=epochs, resume=True, **options)
-
-
-class Starts(Hook):
-    def __init__(self):
-        self.epochs = []
-
-    def before_train_epoch(self, runner):
-        self.epochs.append(runner.epoch)
-
-
-def equal(file: Path, other: Path, but: str = 'nothing') -> bool:
-    a, b = load(file), load(other)
-    states = a['optimizer']['state'], b['optimizer']['state']
-    return (
-        all(torch.equal(value, b['state_dict'][name]) for name, value in a['state_dict'].items() if but not in name)
-        and states[0].keys() == states[1].keys()
-        and all(torch.equal(v, states[1][i][key]) for i, state in states[0].items() for key, v in state.items())
-        and a['optimizer']['anchor_sha256'] == b['optimizer']['anchor_sha256']
-    )
+from olor_mm.durable.checkpoints import SafeCheckpointHook
+from olor_mm.durable.files import write_durably
+from olor_mm.durable.loading import CheckpointError, load
+from olor_mm.durable.resuming import check_resumable, checkpoints_of, newest_good
 
 
 def test_checkpoints_are_whole_and_named_last(run_dir):
     assert sorted(p.name for p in run_dir.glob('*.pth')) == ['epoch_1.pth', 'epoch_2.pth']
     assert not list(run_dir.glob('.*'))
     assert (run_dir / 'last_checkpoint').read_text() == str(run_dir / 'epoch_2.pth')
-    assert load(run_dir / 'epoch_2.pth')['optimizer']['anchor_sha256']
+    assert any('anchor' in state for state in load(run_dir / 'epoch_2.pth')['optimizer']['state'].values())
+
+
+@pytest.mark.parametrize('option', [dict(max_keep_ckpt=2), dict(filename_tmpl='last.pth')], ids=str)
+def test_options_that_would_lose_checkpoints_are_refused_when_the_hook_is_built(option):
+    [(key, value)] = option.items()
+    with pytest.raises(ValueError, match=f'SafeCheckpointHook.*{key}.*{value}'):
+        SafeCheckpointHook(**option)
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------
@@ -94,10 +43,6 @@ def altered(file: Path, change) -> None:
     torch.save(checkpoint, file)
 
 
-def first_anchor(checkpoint: dict) -> dict:
-    return next(state for state in checkpoint['optimizer']['state'].values() if 'anchor' in state)
-
-
 def without_anchors(checkpoint: dict) -> None:
     for state in checkpoint['optimizer']['state'].values():
         state.pop('anchor', None)
@@ -105,8 +50,7 @@ def without_anchors(checkpoint: dict) -> None:
 
 def of_stock_adamw(checkpoint: dict) -> None:
     without_anchors(checkpoint)
-    checkpoint['optimizer'].pop('anchor_sha256')
-    checkpoint['optimizer'].pop('upstream')
+    checkpoint['optimizer'].pop('pretrained_statistics')
     for group in checkpoint['optimizer']['param_groups']:
         for key in [key for key in group if 'rollback' in key or 'anchor' in key]:
             del group[key]
@@ -118,16 +62,10 @@ def of_another_width(checkpoint: dict) -> None:
 
 
 BAD = {
-    'one anchor altered': (lambda c: first_anchor(c)['anchor'].add_(1e-3), 'anchors.*not those it was saved with'),
-    'one anchor missing': (lambda c: first_anchor(c).pop('anchor'), 'anchors.*not those it was saved with'),
-    'statistics altered': (
-        lambda c: next(iter(c['optimizer']['upstream'].values())).add_(1),
-        'not those it was saved with',
-    ),
     'no anchors': (without_anchors, 'no anchors'),
     'stock AdamW': (of_stock_adamw, 'no anchors'),
     'another model': (of_another_width, 'another model'),
-    'another head': (lambda c: c['state_dict'].pop('head.fc.bias'), r"another model: 1 of .*'head\.fc\.bias'"),
+    'another head': (lambda c: c['state_dict'].pop('head.fc.bias'), r"another model: 1 .*'head\.fc\.bias'"),
     'no optimizer': (lambda c: c.pop('optimizer'), 'without its optimizer'),
     'weights alone': (lambda c: [c.pop(key) for key in list(c) if key != 'state_dict'], 'use load_from'),
     'other groups': (lambda c: c['optimizer']['param_groups'].pop(), 'parameter groups'),
@@ -143,6 +81,10 @@ def runner(data, tmp_path_factory) -> Runner:
     return runner
 
 
+def found(runner: Runner) -> str | None:
+    return newest_good(runner, checkpoints_of(runner, None, 'epoch_{}.pth'))
+
+
 @pytest.mark.parametrize('kind', BAD)
 def test_a_checkpoint_of_something_else_is_refused(runner, copy_of_run, kind):
     change, message = BAD[kind]
@@ -154,13 +96,13 @@ def test_a_checkpoint_of_something_else_is_refused(runner, copy_of_run, kind):
         check_resumable(str(last), runner)
 
 
-@pytest.mark.parametrize('number', [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('number', [18, pytest.param(200, marks=pytest.mark.slow)])
 def test_no_damaged_checkpoint_is_resumed_and_the_last_good_one_is(
     runner, copy_of_run, number, monkeypatch, record_property
 ):
     monkeypatch.setattr(runner, '_work_dir', str(copy_of_run))
-    last, hook = copy_of_run / 'epoch_2.pth', SafeCheckpointHook()
-    assert hook._newest_good(runner) == str(last)
+    last = copy_of_run / 'epoch_2.pth'
+    assert found(runner) == str(last)
     wrong = []
     for name, content in damages(last.read_bytes(), number):
         last.write_bytes(content)
@@ -171,7 +113,7 @@ def test_no_damaged_checkpoint_is_resumed_and_the_last_good_one_is(
             said = str(error)
             outcome = f'refused: {said.partition(": ")[2].partition(".")[0].partition("(")[0]}'
             wrong += [] if said.startswith(f'{str(last)!r} is damaged') and '--resume' in said else [said]
-        fallback = hook._newest_good(runner)
+        fallback = found(runner)
         outcome += '; epoch 1 resumed from' if fallback == str(copy_of_run / 'epoch_1.pth') else f'; {fallback} resumed'
         record_property(name, outcome)
         wrong += [] if outcome.startswith('refused') and outcome.endswith('epoch 1 resumed from') else [outcome]
@@ -179,13 +121,13 @@ def test_no_damaged_checkpoint_is_resumed_and_the_last_good_one_is(
 
 
 def test_a_file_that_is_named_is_refused_and_without_a_name_an_older_one_is_taken(data, copy_of_run):
-    last, starts = copy_of_run / 'epoch_2.pth', Starts()
-    altered(last, BAD['one anchor altered'][0])
-    with pytest.raises(CheckpointError, match=r'epoch_2\.pth.*not those it was saved with'):
+    last, iterations = copy_of_run / 'epoch_2.pth', Iterations()
+    altered(last, BAD['no anchors'][0])
+    with pytest.raises(CheckpointError, match=r'epoch_2\.pth.*no anchors'):
         resumed(copy_of_run, data, load_from=str(last))
-    resumed(copy_of_run, data, starts, epochs=2, log_level='WARNING')
-    assert starts.epochs == [1]
-    log = ''.join(file.read_text() for file in copy_of_run.glob('*/*.log'))
+    resumed(copy_of_run, data, iterations, epochs=2, log_level='WARNING')
+    assert iterations.seen == [(1, 0), (1, 1)]
+    log = logged(copy_of_run)
     assert f"Not resumed from: '{last}'" in log
     assert f"Resuming from '{copy_of_run / 'epoch_1.pth'}' instead" in log
 
@@ -209,14 +151,36 @@ def test_where_no_checkpoint_is_good_training_does_not_start_anew(data, copy_of_
         resumed(copy_of_run, data)
 
 
-@pytest.mark.parametrize('pointer', [None, ''], ids=['missing', 'empty'])
-def test_a_lost_last_checkpoint_is_found_among_the_files(data, copy_of_run, pointer):
+@pytest.mark.parametrize('pointer', [None, '', 'gone.pth'], ids=['missing', 'empty', 'of a file that is gone'])
+def test_a_lost_last_checkpoint_is_found_among_the_files(runner, copy_of_run, pointer, monkeypatch):
+    monkeypatch.setattr(runner, '_work_dir', str(copy_of_run))
     (copy_of_run / 'last_checkpoint').unlink()
     if pointer is not None:
         (copy_of_run / 'last_checkpoint').write_text(pointer)
-    starts = Starts()
-    resumed(copy_of_run, data, starts)
-    assert starts.epochs == [2]
+    assert found(runner) == str(copy_of_run / 'epoch_2.pth')
+
+
+def test_without_any_checkpoint_a_run_starts_anew_unless_one_has_gone(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, '_work_dir', str(tmp_path))
+    assert found(runner) is None
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    with pytest.raises(CheckpointError, match=r'no checkpoint in .* is good: .*epoch_1\.pth.*No such file'):
+        found(runner)
+
+
+def test_a_checkpoint_of_version_0_1_is_resumed(data, copy_of_run, run_dir):
+    """It has the statistics of the pre-trained model by another name, and a SHA-256 of anchors."""
+
+    def change(checkpoint: dict) -> None:
+        optimizer = checkpoint['optimizer']
+        optimizer.update(upstream=optimizer.pop('pretrained_statistics'), anchor_sha256='0' * 64)
+
+    altered(copy_of_run / 'epoch_1.pth', change)
+    (copy_of_run / 'epoch_2.pth').unlink()
+    resumed(copy_of_run, data, epochs=2, load_from=str(copy_of_run / 'epoch_1.pth'))
+    assert equal(copy_of_run / 'epoch_2.pth', run_dir / 'epoch_2.pth')
+    kept, expected = (load(d / 'epoch_2.pth')['optimizer']['pretrained_statistics'] for d in (copy_of_run, run_dir))
+    assert kept.keys() == expected.keys() and all(torch.equal(kept[name], expected[name]) for name in expected)
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------
@@ -226,14 +190,22 @@ class Watch(Hook):
     """Notes at every moment of saving which good checkpoints there are."""
 
     def __init__(self, monkeypatch, folder: Path):
-        self.good, replace = [], os.replace
+        self.good, self.read, replace = [], set(), os.replace
 
         def watch(source, target):
-            self.good.append(sorted(p.name for p in folder.glob('*.pth') if load(p)))
+            self.good.append(self.names(folder))
             replace(source, target)
-            self.good.append(sorted(p.name for p in folder.glob('*.pth') if load(p)))
+            self.good.append(self.names(folder))
 
         monkeypatch.setattr(os, 'replace', watch)
+
+    def names(self, folder: Path) -> list[str]:
+        for file in folder.glob('*.pth'):
+            version = (file.name, file.stat().st_ino, file.stat().st_mtime_ns)
+            if version not in self.read:
+                load(file)
+                self.read.add(version)
+        return sorted(file.name for file in folder.glob('*.pth'))
 
 
 def test_the_only_good_checkpoint_is_kept_until_the_next_is_there(data, tmp_path, monkeypatch):
@@ -270,9 +242,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_no_half_one(data, copy_
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, 'fsync', fail)
-    message = (
-        rf'epoch_3\.pth could not be saved: .*{os.strerror(number)}.*last good checkpoint is .*epoch_2\.pth.*--resume'
-    )
+    message = rf'epoch_3\.pth could not be saved: .*{os.strerror(number)}.*{copy_of_run}/epoch_2\.pth.*--resume'
     with pytest.raises(CheckpointError, match=message):
         resumed(copy_of_run, data, epochs=4, hook=dict(SAFE, max_keep_ckpts=2))
     assert sorted(p.name for p in copy_of_run.iterdir() if p.is_file() and p.suffix != '.py') == [
@@ -282,6 +252,24 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_no_half_one(data, copy_
     ]
     assert (copy_of_run / 'last_checkpoint').read_text() == str(copy_of_run / 'epoch_2.pth')
     assert equal(copy_of_run / 'epoch_2.pth', run_dir / 'epoch_2.pth')
+
+
+def overwritten(file: Path, moment: str) -> None:
+    """Write a file in a process that is killed at this call of the operating system."""
+    setattr(os, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    write_durably(file, b'new')
+
+
+@pytest.mark.parametrize('moment', ['fsync', 'replace'])
+def test_a_process_that_is_killed_while_it_writes_leaves_the_old_file(tmp_path, moment):
+    file = tmp_path / 'epoch_1.pth'
+    file.write_bytes(b'old')
+    process = multiprocessing.get_context('fork').Process(target=overwritten, args=(file, moment))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert file.read_bytes() == b'old'
+    assert (tmp_path / '.epoch_1.pth.part').read_bytes() == b'new'
 
 
 def test_what_a_killed_process_left_of_a_checkpoint_goes(data, copy_of_run):
@@ -294,22 +282,11 @@ def test_what_a_killed_process_left_of_a_checkpoint_goes(data, copy_of_run):
 # ---- SIGTERM ---------------------------------------------------------------------------------------------------------
 
 
-class Terminate(Hook):
-    def __init__(self, at: int):
-        self.at = at
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 # in the middle of the second epoch, and at its end
 @pytest.mark.parametrize('workers, at', [(0, 2), (1, 2), pytest.param(0, 3, marks=pytest.mark.slow)])
 def test_sigterm_saves_at_the_next_iteration_and_the_resumed_run_is_bit_identical(
-    data, tmp_path, run_dir, workers, at, request
+    data, tmp_path, run_dir, workers, at, own_sigterm
 ):
-    before = signal.getsignal(signal.SIGTERM)
-    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
     more = {'train_dataloader.num_workers': workers}
     straight = run_dir
     if workers:  # they draw other numbers than the main process
@@ -321,6 +298,8 @@ def test_sigterm_saves_at_the_next_iteration_and_the_resumed_run_is_bit_identica
     assert (tmp_path / 'cut/last_checkpoint').read_text() == str(tmp_path / 'cut/interrupted.pth')
     assert load(tmp_path / 'cut/interrupted.pth')['meta']['iter'] == at + 1
     assert not (tmp_path / 'cut/epoch_2.pth').exists()
-    resumed(tmp_path / 'cut', data, epochs=2, **more)
+    iterations = Iterations()
+    resumed(tmp_path / 'cut', data, iterations, epochs=2, **more)
+    assert iterations.seen == [(1, 1)] * (at == 2)
     assert equal(tmp_path / 'cut/epoch_2.pth', straight / 'epoch_2.pth')
     assert load(tmp_path / 'cut/epoch_2.pth')['meta']['iter'] == 4

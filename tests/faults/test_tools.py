@@ -153,9 +153,9 @@ WAYS = {
     'anchor_file': ['tools/train.py', CLASSIFICATION, '--cfg-options', 'optim_wrapper.optimizer.anchor_file={file}'],
     'test': ['tools/test.py', CLASSIFICATION, '{file}'],
     'print_rollback': ['tools/analysis_tools/print_rollback.py', CLASSIFICATION, '--load-from', '{file}'],
-    'restore_upstream': ['tools/model_converters/restore_upstream.py', '{file}', '{file}', '{file}.out'],
-    'restore_upstream, pretrained': [
-        'tools/model_converters/restore_upstream.py',
+    'restore_pretrained': ['tools/model_converters/restore_pretrained.py', '{file}', '{file}', '{file}.out'],
+    'restore_pretrained, pretrained': [
+        'tools/model_converters/restore_pretrained.py',
         'data/weights/mobilenet_v2_mmpretrain.pth',
         '{file}',
         '{file}.out',

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from test_modes import amp_on_cpu, needs_cpu_scaler  # noqa: F401
 from test_resume import SAFE, Terminate, equal, resumed, run_dir, trained  # noqa: F401
 
-from olor_mm.engine.loading import CheckpointError, load
+from olor_mm.durable.loading import CheckpointError, load
 
 KEEP_ONE = dict(SAFE, max_keep_ckpts=1)
 BROKEN = 'backbone.conv1.conv.weight'

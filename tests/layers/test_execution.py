@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from olor_mm.analysis import execution_order, order_violations, repeated_blocks
+from olor_mm.layers import execution_order, order_violations, repeated_blocks
 from olor_mm.layers import backbones, layer_index
 from tools.analysis_tools.coverage import check_order, forget_weights, uninitialised
 

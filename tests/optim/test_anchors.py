@@ -151,7 +151,7 @@ def test_file_anchors_train_alike_are_not_saved_and_are_found_again(file, tmp_pa
     file.rename(moved)
     other = copy.deepcopy(net)
     resumed = AdamWOLOR(other.parameters(), **SETTINGS)
-    with pytest.raises(ValueError, match=f'anchors in the file .*{file.name}.* not there.*anchor_file'):
+    with pytest.raises(ValueError, match=f'in the file .*{file.name}.* not there.*anchor_file'):
         resumed.load_state_dict(torch.load(tmp_path / 'state', weights_only=True))
     resumed = AdamWOLOR(other.parameters(), anchor_file=moved, **SETTINGS)
     resumed.load_state_dict(torch.load(tmp_path / 'state', weights_only=True))
@@ -172,7 +172,7 @@ def test_a_file_that_has_been_changed_is_refused(tmp_path):
     changed[len(changed) // 2] ^= 1
     file.unlink()  # the other file stays mapped
     file.write_bytes(changed)
-    with pytest.raises(ValueError, match='has been changed since: its SHA-256 is another'):
+    with pytest.raises(ValueError, match='has been changed since'):
         AdamWOLOR(net.parameters(), **SETTINGS).load_state_dict(state)
 
 
@@ -182,7 +182,7 @@ def test_what_is_not_in_the_file_is_kept_in_memory_and_told(tmp_path):
     with torch.no_grad():
         net[2].weight.mul_(2)  # as if it had been converted
     optimizer = AdamWOLOR(net.parameters(), anchor_file=tmp_path / 'weights.pth', **SETTINGS)
-    with pytest.warns(UserWarning, match='1 of 6 pre-trained parameters have a value that is not in there'):
+    with pytest.warns(UserWarning, match='1 of 6 pre-trained parameters have a value that is not in it'):
         train(net, optimizer, range(2))
     state = optimizer.state_dict()['state']
     assert [isinstance(state[i]['anchor'], dict) for i in range(6)] == [True] * 4 + [False] + [True]
@@ -199,10 +199,10 @@ def test_what_is_not_in_the_file_is_kept_in_memory_and_told(tmp_path):
     [
         (dict(anchor_dtype='int8'), r"anchor_dtype='int8' is no floating dtype.*'bfloat16'"),
         (dict(anchor_dtype='brain'), "anchor_dtype='brain' is no floating dtype"),
-        (dict(anchor_device='gpu'), r"anchor_device='gpu' is no device of torch here; take 'cpu'"),
-        (dict(anchor_device='cuda:99'), r"anchor_device='cuda:99' is no device of torch here"),
+        (dict(anchor_device='gpu'), r"anchor_device='gpu' is no device here; take 'cpu'"),
+        (dict(anchor_device='cuda:99'), r"anchor_device='cuda:99' is no device here"),
         (dict(anchor_file='nowhere.pth'), "anchor_file='nowhere.pth' is not a file here"),
-        (dict(anchor_file=3), 'anchor_file=3 is no path'),
+        (dict(anchor_file=3), 'anchor_file=3 is not a file here'),
     ],
 )
 def test_bad_places_are_refused(options, message):
@@ -220,20 +220,19 @@ def test_a_file_that_cannot_be_mapped_is_refused(tmp_path):
 
 
 def test_anchors_elsewhere_are_fetched_one_by_one_and_none_is_lost():
-    """On one device only the dtype can differ; a GPU takes the same way with copies on a stream of its own."""
+    """On one device only the dtype can differ."""
     params = [nn.Parameter(torch.zeros(3)) for _ in range(4)]
     anchors = [torch.full((3,), float(i), dtype=torch.float32 if i == 2 else torch.bfloat16) for i in range(4)]
-    files = AdamWOLOR(params)._files
     batches = [(0.1, params[:3], anchors[:3]), (0.2, params[3:], anchors[3:])]
     seen = {}
-    for weight, ps, others in fetched(batches, files):
+    for weight, ps, others in fetched(batches):
         assert all(p.dtype == a.dtype for p, a in zip(ps, others))
         seen.update({id(p): (weight, a[0].item()) for p, a in zip(ps, others)})
     assert [seen[id(p)] for p in params] == [(0.1, 0.0), (0.1, 1.0), (0.1, 2.0), (0.2, 3.0)]
 
 
-RESIDENT = """
-import sys, psutil, torch
+RESIDENT = r"""
+import re, sys, torch
 from olor_mm.optim import AdamWOLOR
 file, use = sys.argv[1], sys.argv[2] == 'True'
 state = torch.load(file, weights_only=True)
@@ -245,12 +244,12 @@ options = dict(rollback=0.01) if use is not None else {}
 optimizer = AdamWOLOR([dict(params=params, rollback=0.01 if use else 0.0)], anchor_file=file if use else None)
 for _ in range(3):
     optimizer.step()
-print(psutil.Process().memory_info().rss)
+print(1024 * int(re.search(r'RssAnon:\s+(\d+)', open('/proc/self/status').read())[1]))
 """
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='memory is let go of with madvise')
-def test_file_anchors_take_no_resident_memory(tmp_path):
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_file_anchors_take_no_memory_of_the_process(tmp_path):
     """Of 40 million parameters in four tensors: against the same process without rollback."""
     count = 40_000_000
     torch.save({str(i): torch.full((count // 4,), 0.5 + i) for i in range(4)}, tmp_path / 'weights.pth')

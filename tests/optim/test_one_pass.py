@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from olor_mm.optim import SGDOLOR, AdamOLOR, AdamWOLOR, Rollback
-from olor_mm.optim.one_pass import OnePass
 
 pytest.importorskip('numba')
+from olor_mm.optim import kernels
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 pytestmark = pytest.mark.skipif(TORCH < (2, 4), reason='no fused optimizers on CPU before torch 2.4')
 # one element, an odd number, more than a chunk of the kernel, and a number that no vector divides
@@ -43,13 +43,13 @@ def take_steps(optimizer, params, steps) -> None:
 @pytest.fixture
 def taken(monkeypatch) -> list[int]:
     """Numbers of parameters that each call of a kernel took."""
-    counts, run = [], OnePass._run
+    counts, run = [], kernels.run
 
-    def count_and_run(self, kernel, rows, scalars):
-        counts.append(len(rows))
-        run(self, kernel, rows, scalars)
+    def count_and_run(kernel, addresses, sizes, scalars):
+        counts.append(len(sizes))
+        run(kernel, addresses, sizes, scalars)
 
-    monkeypatch.setattr(OnePass, '_run', count_and_run)
+    monkeypatch.setattr(kernels, 'run', count_and_run)
     return counts
 
 

@@ -21,12 +21,12 @@ def test_a_model_of_one_layer_takes_the_maximum():
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ((0, 1, 1.5, 0.0, 1.0), r'max_level=1\.5 is outside \[0, 1\]'),
-        ((0, 1, 0.1, -0.5, 1.0), r'min_level=-0\.5 is outside \[0, 1\]'),
+        ((0, 1, 1.5, 0.0, 1.0), r'max_level=1\.5 .*\[0, 1\]'),
+        ((0, 1, 0.1, -0.5, 1.0), r'min_level=-0\.5 .*\[0, 1\]'),
         ((0, 1, 0.1, 0.2, 1.0), r'min_level=0\.2 is above max_level=0\.1'),
-        ((0, 1, 0.1, 0.0, -1.0), r'power=-1\.0 is negative'),
-        ((0, 1, float('nan'), 0.0, 1.0), 'max_level=nan is not a finite number'),
-        ((0, 1, '0.1', 0.0, 1.0), "max_level='0.1' is not a finite number"),
+        ((0, 1, 0.1, 0.0, -1.0), r'power=-1\.0 '),
+        ((0, 1, float('nan'), 0.0, 1.0), 'max_level=nan '),
+        ((0, 1, '0.1', 0.0, 1.0), "max_level='0.1' "),
         ((2, 1, 0.1, 0.0, 1.0), r'layer=2 is outside \[0, num_layers=1\]'),
     ],
 )

@@ -179,7 +179,7 @@ def test_resuming_with_other_levels_says_whose_are_used():
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
     resumed = AdamWOLOR(params, rollback=0.2)
-    with pytest.warns(UserWarning, match=r'rollback=\[0\.1\] where the configuration has rollback=\[0\.2\]'):
+    with pytest.warns(UserWarning, match=r'rollback=\[0\.1\] .*configuration has rollback=\[0\.2\]'):
         resumed.load_state_dict(optimizer.state_dict())
     assert resumed.param_groups[0]['rollback'] == 0.1
 
@@ -190,7 +190,7 @@ def test_resuming_with_other_groups_names_the_settings_they_follow_from():
     take_steps(optimizer, params, [0])
     with pytest.raises(
         ValueError,
-        match=r'1 parameter groups \(sizes \[3\]\).*2 .*same model, max_level, min_level, power, layer_index',
+        match=r'1 parameter groups \(sizes \[3\]\).*2 .*paramwise_cfg',
     ):
         AdamWOLOR([dict(params=params[:1]), dict(params=params[1:])], rollback=0.1).load_state_dict(
             optimizer.state_dict()
@@ -209,7 +209,7 @@ def test_a_rate_above_the_one_that_the_level_is_meant_for_is_told_once():
     params = parameters()
     optimizer = SGDOLOR(params, lr=0.1, rollback=0.01)
     optimizer.param_groups[0]['lr'] = 0.5
-    with pytest.warns(UserWarning, match=r'lr=0\.5 is above the 0\.1 that rollback=0\.01 is meant for') as told:
+    with pytest.warns(UserWarning, match=r'lr=0\.5 is above .*rollback=0\.01') as told:
         take_steps(optimizer, params, range(3))
     assert len(told) == 1
 
@@ -218,7 +218,7 @@ def test_a_changed_coupling_is_told():
     params = parameters()
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
-    with pytest.warns(UserWarning, match=r"rollback_coupling=\['lr'\] where the configuration"):
+    with pytest.warns(UserWarning, match=r"rollback_coupling=\['lr'\] .*configuration"):
         AdamWOLOR(params, rollback=0.1, rollback_coupling='constant').load_state_dict(optimizer.state_dict())
 
 
@@ -282,7 +282,7 @@ def test_a_group_added_with_rate_zero_is_refused_when_the_rate_rises():
     optimizer = SGDOLOR([p], lr=0.0, rollback=0.1)
     assert optimizer.rollback_weight(optimizer.param_groups[0]) == 0
     optimizer.param_groups[0]['lr'] = 0.1
-    with pytest.raises(ValueError, match='add it with the rate that its level is meant for'):
+    with pytest.raises(ValueError, match=r'lr=0\.1.*add the group with the rate'):
         optimizer.rollback_weight(optimizer.param_groups[0])
 
 
@@ -318,7 +318,7 @@ def test_closure_is_evaluated_and_rolled_back():
         (dict(rollback=-0.1), r'rollback=-0\.1'),
         (dict(rollback='much'), "rollback='much'"),
         (dict(rollback=float('nan')), 'rollback=nan'),
-        (dict(rollback_coupling='cosine'), "rollback_coupling='cosine' is unknown; take one of lr, constant"),
+        (dict(rollback_coupling='cosine'), "rollback_coupling='cosine' is unknown; take 'lr' or 'constant'"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import olor_mm  # noqa: F401
-from olor_mm.engine.earlier import filled_in_constructor, repeat_loading
+from olor_mm.engine.selection import filled_in_constructor, repeat_loading
 from olor_mm.pretrained import LoadRecord
 
 both_runners = pytest.mark.parametrize('runner_class', [Runner, FlexibleRunner])
@@ -199,16 +199,16 @@ def test_weights_under_a_key_that_mmengine_does_not_read_are_not_loaded(fit, tmp
 
 @both_runners
 def test_several_checkpoints_for_several_parts_on_backbone_neck_and_head(fit, tmp_path, runner_class):
-    upstream, other, third = weights(CLASSIFIER, 1), weights(detector(), 2), weights(detector(), 3)
+    first, other, third = weights(CLASSIFIER, 1), weights(detector(), 2), weights(detector(), 3)
     cfg = detector(
         classes=4,
-        backbone=pretrained(saved(dict(state_dict=upstream), tmp_path / 'upstream.pth'), 'backbone.'),
+        backbone=pretrained(saved(dict(state_dict=first), tmp_path / 'source.pth'), 'backbone.'),
         neck=pretrained(saved(dict(state_dict=other), tmp_path / 'other.pth'), 'neck.'),
         head=pretrained(saved(dict(state_dict=third), tmp_path / 'third.pth'), 'bbox_head.'),
     )
     model = build(cfg)
     expected = {
-        **under('backbone.', upstream, 'backbone.'),
+        **under('backbone.', first, 'backbone.'),
         **under('neck.', other, 'neck.'),
         **under('bbox_head.', third, 'bbox_head.'),
     }
@@ -337,7 +337,7 @@ CONVERTED = {
 def test_backbones_that_convert_and_resize_their_weights(fit, tmp_path, interp2d, case, runner_class):
     backbone, there, here, converted, names_there = CONVERTED[case]
     source = weights(dict(backbone, **there))
-    file = saved(names_there(source) if names_there else source, tmp_path / 'upstream.pth')
+    file = saved(names_there(source) if names_there else source, tmp_path / 'source.pth')
     cfg = segmentor(dict(backbone, **here, **pretrained(file)))
     expected = loaded_without_us(cfg)
     as_in_file = {name for name, value in expected.items() if torch.equal(value, source[name.partition('.')[2]])}
@@ -349,7 +349,7 @@ def test_backbones_that_convert_and_resize_their_weights(fit, tmp_path, interp2d
 @both_runners
 def test_tables_of_another_number_of_heads_are_new(fit, tmp_path, runner_class):
     source = weights(dict(BEIT, img_size=32))
-    file = saved(source, tmp_path / 'upstream.pth')
+    file = saved(source, tmp_path / 'source.pth')
     cfg = segmentor(dict(BEIT, img_size=32, **pretrained(file)))
     cfg['backbone']['arch'] = dict(TRANSFORMER, num_heads=4)
     expected = parameters_only(build(cfg), under('', source, 'backbone.'))
@@ -362,7 +362,7 @@ def test_tables_of_another_number_of_heads_are_new(fit, tmp_path, runner_class):
 @pytest.mark.parametrize('model', ['mmdet', 'mmseg'])
 def test_checkpoints_of_mmpretrain_inside_models_of_the_others(fit, tmp_path, runner_class, model):
     source = weights(CLASSIFIER)
-    part = pretrained(saved(dict(state_dict=source), tmp_path / 'upstream.pth'), 'backbone.')
+    part = pretrained(saved(dict(state_dict=source), tmp_path / 'source.pth'), 'backbone.')
     cfg = detector(backbone=part) if model == 'mmdet' else segmentor(dict(RESNET, **part))
     assert_same(fit(cfg, runner_class), parameters_only(build(CLASSIFIER), under('backbone.', source, 'backbone.')))
 
@@ -429,7 +429,7 @@ def test_repeated_loading_leaves_model_and_random_numbers_as_they_were(tmp_path)
 @both_runners
 def test_model_in_distributed_data_parallel(tmp_path, runner_class):
     source = weights(CLASSIFIER)
-    file = saved(dict(state_dict=source), tmp_path / 'upstream.pth')
+    file = saved(dict(state_dict=source), tmp_path / 'source.pth')
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         cfg = dict(CLASSIFIER, backbone=dict(RESNET, **pretrained(file, 'backbone.')))

@@ -54,7 +54,7 @@ def test_a_report_of_real_runs(runs, tmp_path):
     [
         (['A={0}/none_*'], "compare: 'A=.*none_"),
         (['A={0}/olor_*', '--metric', 'mIoU'], "compare: .*olor_0 did not log 'mIoU'"),
-        (['A={0}/olor_*', '--retention', 'upstream/kl'], "compare: --retention 'upstream/kl' was not logged by"),
+        (['A={0}/olor_*', '--retention', 'pretrained/kl'], "compare: --retention 'pretrained/kl' was not logged by"),
         (['A={0}/olor_*', '--images', '-1'], '--images -1: it takes 0 or more'),
         (['A={0}/olor_*', '--out', '{0}/olor_0/last_checkpoint'], '--out .*: there is a file of this name'),
     ],

@@ -6,7 +6,7 @@ import torch
 from conftest import ROOT, load, run
 from mmengine.logging import HistoryBuffer
 
-from olor_mm.analysis import interpolate
+from olor_mm.measure import interpolate
 
 TOOL = [sys.executable, 'tools/model_converters/wise_ft.py']
 

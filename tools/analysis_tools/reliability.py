@@ -1,15 +1,16 @@
-"""What was tried to lose or spoil a training, and what came of it.
+"""Try to lose or spoil a training in many ways, and report how each ended.
 
 python tools/analysis_tools/reliability.py                   # all studies, hours; writes docs/en/reliability.md
 python tools/analysis_tools/reliability.py --studies damage soak --out /tmp/reliability.md
 
-Every study leaves its rows in work_dirs/reliability/STUDY.jsonl; one that is complete there is not run again.
+Every study writes its rows to work_dirs/reliability/STUDY.jsonl; a complete one is not run again.
 """
 
 import argparse
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -20,36 +21,27 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
-# without this folder: numba would take coverage.py for the package of that name
-sys.path[:] = [
-    str(ROOT / 'benchmarks'),
-    *(place for place in sys.path if Path(place).resolve() != Path(__file__).parent),
-]
-
-from common import Report
-
-SEVERAL = 15  # of one kind, from where on cases are told apart by kind alone
-
+Report = runpy.run_path(str(ROOT / 'benchmarks/common.py'))['Report']
+SEVERAL = 15  # cases of a study; more are grouped by kind
 BEFORE_DETAIL = dict(bad_configs=':', command_lines=' ')  # in the name of a case, after its kind
 
 INTRODUCTION = (
-    'Kills, restarts and damage are tried with the launchers of users, `tools/train.py` and `tools/dist_train.sh`, on '
-    'the digits of `make data`; the rest are the tests named under each heading. What keeps trainings safe is told in '
-    '[Resume and distributed training](resume_and_distributed.md). *Ok* is what a user would want: a run that ends as '
-    'if nothing had happened, or a message that names file or setting and what to do.'
+    'Kills, restarts and damage are tried with `tools/train.py` and `tools/dist_train.sh`, on the digits of '
+    '`make data`; the rest are the tests named under each heading. '
+    '[Resume and distributed training](resume_and_distributed.md) says what keeps trainings safe. *Ok* is what you '
+    'would want: a run that ends as if nothing had happened, or a message that names file or setting and what to do.'
 )
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is tried: by a command that is given the file for its rows, or by tests, whose results are the rows.
+    """A study: a command that writes rows, or tests, whose results are the rows.
 
     Args:
         title (str): Heading.
-        command (str): Python file and options; FILE stands for the file of rows,
-            FOLDER for that of all of them. Or '' for tests.
+        command (str): Python file and options; FILE stands for the file of rows, FOLDER for its folder. '' for tests.
         tests (tuple[str, ...]): Command lines of pytest. A test that records properties gives a row for each of them.
-        rows (int): Of a complete study.
+        rows (int): Number of rows of a complete study.
     """
 
     title: str
@@ -93,7 +85,7 @@ STUDIES = {
     ),
     'command_lines': Study(
         'Generated command lines, good and bad',
-        'tests/faults/bad_configs.py --configs 0 --command-lines 400 --out FOLDER',
+        'tests/faults/bad_command_lines.py FILE --cases 400',
         rows=400,
     ),
     'pickles': Study('Checkpoints with code in them', tests=('tests/faults -k hostile',)),

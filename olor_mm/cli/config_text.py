@@ -1,0 +1,240 @@
+"""The text of a config that fine-tunes a stock config on other data, with rollback."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from yapf.yapflib.yapf_api import FormatCode
+
+from .data import Data
+
+BEST = dict(
+    classification='accuracy/top1',
+    detection='coco/bbox_mAP',
+    instance_segmentation='coco/segm_mAP',
+    semantic_segmentation='mIoU',
+)
+KINDS = dict(classification='CustomDataset', semantic_segmentation='BaseSegDataset')  # of others, CocoDataset
+WARMUP = 500  # iterations at most
+LEVEL = 0.01  # for runs of any length: docs/en/choosing_a_level.md
+NEW_HEADS = ('classification', 'semantic_segmentation')  # whose heads are new, and train at ten times the rate
+NO_CLASSES = ('rpn_head', 'train_cfg', 'test_cfg')  # parts of a model whose num_classes is not that of the data
+COUNTS = ('num_classes', 'num_things_classes', 'num_stuff_classes')
+
+
+class Code(str):
+    """An expression in the config, for what is taken from its base."""
+
+    __repr__ = str.__str__
+
+
+def config_text(
+    base: Config, name: str, task: str, data: Data, data_root: Path, weights: dict, batch: int, epochs: int, lr: float
+) -> str:
+    """The text of the config.
+
+    Args:
+        base (Config): The stock config.
+        name (str): What to write for it into ``_base_``.
+        task (str): One of :data:`olor_mm.cli.data.TASKS`.
+        data (Data): The data set.
+        data_root (Path): Its folder.
+        weights (dict): Settings that load the pre-trained weights.
+        batch (int): Images of a batch.
+        epochs (int): Length of the run.
+        lr (float): Learning rate of AdamW.
+    """
+    number = len(data.classes)
+    settings: dict[str, Any] = dict(
+        model=_merge(_with_classes(base.model, number) or {}, weights.get('model', {})),
+        **{key: value for key, value in weights.items() if key != 'model'},
+        classes=tuple(data.classes),
+        data_root=f'{data_root}/',
+    )
+    if base.get('data_preprocessor', {}).get('num_classes'):
+        settings['data_preprocessor'] = dict(num_classes=number)
+    settings |= dict(
+        train_dataloader=dict(batch_size=batch, **_dataloader(base, task, 'train', data.train)),
+        val_dataloader=_dataloader(base, task, 'val', data.val),
+        test_dataloader=Code('val_dataloader'),
+        val_evaluator=_evaluator(task, data),
+        test_evaluator=Code('val_evaluator'),
+        optim_wrapper=_optim_wrapper(base, task, lr),
+        **_schedule(base, task, math.ceil(data.images / batch), epochs),
+    )
+    lines = [f'_base_ = {name!r}', *(f'{key} = {_code(value)}' for key, value in settings.items())]
+    style = dict(based_on_style='facebook', column_limit=100)
+    note = '# Written by `python -m olor_mm init`: the stock config with other data, classes, schedule and rollback.\n'
+    return note + FormatCode('\n'.join(lines), style_config=style)[0]
+
+
+def innermost(loader: dict, path: str) -> tuple[dict, str, bool]:
+    """The data set within the wrappers of a data loader, its place in ``_base_``, and whether images are mixed."""
+    dataset, path = loader['dataset'], f'{path}.dataset'
+    while 'dataset' in dataset or 'datasets' in dataset:
+        if dataset['type'] == 'MultiImageMixDataset':
+            return dataset, path, True
+        if 'datasets' in dataset:
+            dataset, path = dataset['datasets'][0], f'{path}.datasets[0]'
+        else:
+            dataset, path = dataset['dataset'], f'{path}.dataset'
+    return dataset, path, False
+
+
+def steps_of(dataset: dict, name: str) -> list[dict]:
+    """All steps of one type in the pipeline of a data set or of the one within."""
+    steps = [*dataset.get('pipeline', ()), *dataset.get('dataset', {}).get('pipeline', ())]
+    return [step for step in steps if step['type'] == name]
+
+
+def heads(node: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Paths to all parts of a model's config that have the number of classes of the data."""
+    if isinstance(node, dict):
+        if {'num_classes', 'num_things_classes'} & node.keys() and node.get('num_classes', -1) is not None:
+            yield path
+        for key, value in node.items():
+            if key not in NO_CLASSES:
+                yield from heads(value, (*path, key))
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from heads(value, (*path, i))
+
+
+def _with_classes(node: Any, number: int, path: str = '_base_.model') -> Any:
+    """What changes in a model's config with the number of classes; None if nothing does.
+
+    MMEngine merges dicts but not lists, so a list becomes code.
+    """
+    if isinstance(node, (list, tuple)):
+        items = [_with_classes(value, number, f'{path}[{i}]') for i, value in enumerate(node)]
+        if not any(items):
+            return None
+        if all(item == items[0] for item in items) and '_base_' not in repr(items[0]):
+            return Code(f'[dict(part, {_arguments(items[0])}) for part in {path}]')
+        return Code(f'[{", ".join(_merged(f"{path}[{i}]", item or {}) for i, item in enumerate(items))}]')
+    if not isinstance(node, dict):
+        return None
+    changes: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in COUNTS and isinstance(value, int):
+            changes[key] = 0 if key == 'num_stuff_classes' else number
+        elif key == 'class_weight' and isinstance(value, (list, tuple)):
+            # the last weight of a Mask2Former or DETR is of no object; others are of the classes of the stock data set
+            changes[key] = [1.0] * number + [value[-1]] if value[-1] < 1 else None
+        elif key == 'topk':
+            changes[key] = (1,)
+        elif key not in NO_CLASSES and (changed := _with_classes(value, number, f'{path}.{key}')):
+            changes[key] = changed
+    return changes
+
+
+def _merged(path: str, changes: dict) -> str:
+    """Code for a part of the base with some settings changed, in places where MMEngine does not merge."""
+    changed = {
+        key: Code(_merged(f'{path}.{key}', value)) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    return f'dict({path}, {_arguments(changed)})'
+
+
+def _arguments(changes: dict) -> str:
+    return ', '.join(f'{key}={_code(value)}' for key, value in changes.items())
+
+
+def _code(value: Any) -> str:
+    if isinstance(value, dict):
+        if all(str(key).isidentifier() for key in value):
+            return f'dict({_arguments(value)})'
+        return '{' + ', '.join(f'{key!r}: {_code(item)}' for key, item in value.items()) + '}'
+    if isinstance(value, (list, tuple)):
+        items = ', '.join(map(_code, value))
+        return f'[{items}]' if isinstance(value, list) else f'({items}{"," * (len(value) == 1)})'
+    return repr(value)
+
+
+def _merge(into: dict, other: dict) -> dict:
+    for key, value in other.items():
+        into[key] = _merge(into[key], value) if isinstance(into.get(key), dict) and isinstance(value, dict) else value
+    return into
+
+
+def _optim_wrapper(base: Config, task: str, lr: float) -> dict:
+    """AdamW with rollback, and the stock config's own ``custom_keys`` without their learning rates."""
+    stock = base.get('optim_wrapper', {}).get('paramwise_cfg', {}).get('custom_keys', {})
+    keys = {key: {k: v for k, v in options.items() if k != 'lr_mult'} for key, options in stock.items()}
+    keys = {key: options for key, options in keys.items() if options}
+    if task in NEW_HEADS:
+        keys['head'] = dict(lr_mult=10.0)
+    paramwise = dict(rollback=dict(max_level=LEVEL, pretrained='auto'), norm_decay_mult=0.0)
+    return dict(
+        _delete_=True,
+        type='OptimWrapper',
+        constructor='olor_mm.OLOROptimWrapperConstructor',
+        optimizer=dict(type='olor_mm.AdamWOLOR', lr=lr, weight_decay=0.05),
+        paramwise_cfg=dict(paramwise, custom_keys=keys) if keys else paramwise,
+        clip_grad=dict(max_norm=10.0),
+    )
+
+
+def _schedule(base: Config, task: str, iterations: int, epochs: int) -> dict[str, Any]:
+    """Settings of the run's length, learning rate, log, checkpoints and custom hooks; ``iterations`` an epoch."""
+    warmup = min(WARMUP, iterations * epochs // 10)
+    cosine = dict(type='CosineAnnealingLR', by_epoch=True, T_max=epochs, end=epochs, convert_to_iter_based=True)
+    linear = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=warmup)
+    settings = dict(
+        train_cfg=dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=1),
+        param_scheduler=[linear, cosine] if warmup > 1 else [cosine],  # a warm-up of one iteration would never end
+        default_hooks=dict(
+            logger=dict(_delete_=True, type='LoggerHook', interval=min(50, iterations)),
+            checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best=BEST[task]),
+        ),
+        log_processor=dict(by_epoch=True),
+    )
+    hooks = base.get('custom_hooks') or []
+    if any('switch_epoch' in hook for hook in hooks):  # of RTMDet: the last epochs have no mosaic
+        codes = [f'_base_.custom_hooks[{i}]' for i in range(len(hooks))]
+        settings['custom_hooks'] = [
+            Code(f'dict({code}, switch_epoch={epochs // 2})' if 'switch_epoch' in hook else code)
+            for code, hook in zip(codes, hooks)
+        ]
+    return settings
+
+
+def _dataloader(base: Config, task: str, split: str, fields: dict) -> dict:
+    dataset, path, mixed = innermost(base[f'{split}_dataloader'], f'_base_.{split}_dataloader')
+    inner, path = (dataset['dataset'], f'{path}.dataset') if mixed else (dataset, path)
+    pipeline = f'{path}.pipeline'
+    if any(step.get('reduce_zero_label') for step in steps_of(inner, 'LoadAnnotations')):
+        change = "dict(step, reduce_zero_label=False) if step['type'] == 'LoadAnnotations' else step"
+        pipeline = f'[{change} for step in {pipeline}]'
+    own = dict(
+        _delete_=True,
+        type=KINDS.get(task, 'CocoDataset'),
+        data_root=Code('data_root'),
+        **fields,
+        metainfo=dict(classes=Code('classes')),
+        pipeline=Code(pipeline),
+    )
+    if split == 'val':
+        own['test_mode'] = True
+    elif task not in KINDS:
+        own['filter_cfg'] = dict(filter_empty_gt=True, min_size=0)
+    return dict(
+        num_workers=2,
+        persistent_workers=False,
+        sampler=dict(_delete_=True, type='DefaultSampler', shuffle=split == 'train'),
+        dataset=dict(dataset=own) if mixed else own,
+    )
+
+
+def _evaluator(task: str, data: Data) -> dict:
+    if task == 'classification':
+        return dict(_delete_=True, type='Accuracy', topk=(1,))
+    if task == 'semantic_segmentation':
+        return dict(_delete_=True, type='IoUMetric', iou_metrics=['mIoU'])
+    file = data.val['ann_file']
+    ann_file = file if Path(file).is_absolute() else Code(f'data_root + {file!r}')
+    metric = ['bbox', 'segm'] if task == 'instance_segmentation' else 'bbox'
+    return dict(_delete_=True, type='CocoMetric', ann_file=ann_file, metric=metric)

@@ -1,0 +1,1 @@
+"""What rollback a config means, found before training."""

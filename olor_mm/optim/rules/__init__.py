@@ -1,0 +1,100 @@
+"""The rules by which weights return to their pre-trained values: OLOR, and the baselines it is compared with.
+
+A rule is a subclass of :class:`Rule` in a file of its own and an entry of :data:`RULES`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..penalty import check_number
+from .base import Batch, Rule
+from .l2sp import L2SP, DecoupledL2SP
+from .olor import OLOR
+from .spd import SPD
+
+__all__ = ['COUPLINGS', 'RULES', 'Rule', 'around_step', 'check_new', 'check_rollback', 'rule_named']
+
+COUPLINGS = ('lr', 'constant')
+RULES: dict[str, Rule] = {rule.name: rule for rule in (OLOR(), L2SP(), DecoupledL2SP(), SPD())}
+
+
+def rule_named(name, where: str) -> Rule:
+    """The rule of this name.
+
+    Raises:
+        ValueError: If there is none; the message has ``where`` the name stands and those that there are.
+    """
+    if not isinstance(name, str) or name not in RULES:
+        raise ValueError(f'{where}={name!r} is unknown; take one of {", ".join(map(repr, RULES))}')
+    return RULES[name]
+
+
+def check_new(rule: Rule, new: float, name: str) -> None:
+    """Refuse a beta that is out of range, or that the rule does not use.
+
+    Raises:
+        ValueError: The message has the name, the value and what would be right.
+    """
+    check_number(name, new, 'it is beta of L2-SP, e.g. 0.01')
+    if new and not rule.pulls_new:
+        users = ', '.join(repr(other.name) for other in RULES.values() if other.pulls_new)
+        raise ValueError(f'{name}={new!r} is an option of the rules {users}, and this is {rule.name!r}; leave it out')
+
+
+def check_rollback(group: dict, where: str) -> None:
+    """Refuse the rollback options of a parameter group that are unknown or out of range.
+
+    Raises:
+        ValueError: The message has ``where`` it stands, the key, the value and what would be right.
+    """
+    rule = rule_named(group['rollback_rule'], f'{where}: rollback_rule')
+    hint = f'it is {rule.symbol} of the rule {rule.name!r}, e.g. 0.01'
+    check_number(f'{where}: rollback', group['rollback'], hint, rule.highest)
+    coupling = group['rollback_coupling']
+    if not isinstance(coupling, str) or coupling not in COUPLINGS:
+        raise ValueError(f"{where}: rollback_coupling={coupling!r} is unknown; take 'lr' or 'constant'")
+    check_new(rule, group['rollback_new'], f'{where}: rollback_new')
+
+
+@contextmanager
+def around_step(optimizer, groups: list[dict], closure: Callable | None) -> Iterator[Callable | None]:
+    """Apply the rule of every group around a step of the base optimizer, which is made in the body.
+
+    Args:
+        optimizer (Rollback): Its anchors have been captured.
+        groups (list[dict]): Parameter groups that the base optimizer will step.
+        closure (Callable or None): Of that step. Rules begin when gradients are there, so after the closure.
+
+    Yields:
+        Callable or None: The closure for the step.
+    """
+    # collected now: the base optimizer does not see all anchors while it steps
+    active = [group for group in groups if group['rollback'] or group['rollback_new']]
+    anchored = [[(p, optimizer.anchor_of(p)) for p in group['params']] for group in active]
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            for group, pairs in zip(active, anchored):
+                if batches := _batches(group, pairs):
+                    stack.enter_context(RULES[group['rollback_rule']].around(optimizer, group, batches))
+
+        def evaluate():
+            loss = closure()  # type: ignore[misc]  # used only where there is one
+            begin()
+            return loss
+
+        if closure is None:
+            begin()
+        yield closure and evaluate
+
+
+def _batches(group: dict, pairs: list[tuple[Parameter, Tensor | None]]) -> list[Batch]:
+    pairs = [(p, anchor) for p, anchor in pairs if p.grad is not None]
+    old = [(p, anchor) for p, anchor in pairs if anchor is not None]
+    new = [(p, torch.zeros_like(p)) for p, anchor in pairs if anchor is None and group['rollback_new']]
+    levels = ((group['rollback'], old), (group['rollback_new'], new))
+    return [(level, [p for p, _ in some], [a for _, a in some]) for level, some in levels if some and level]

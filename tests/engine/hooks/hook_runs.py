@@ -1,0 +1,45 @@
+"""Small runs for tests of hooks, and what they log."""
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+
+from conftest import CLASSIFICATION, ROOT
+from mmengine.config import Config
+from test_runner import config as small_config
+
+STOCK = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
+
+
+def config(work_dir, data, *hooks, optim_wrapper=None, iterations=3, **changes) -> Config:
+    """The config of test_runner with hooks, and with another optimizer if one is given."""
+    cfg = small_config(work_dir, data, iterations=iterations, **changes)
+    cfg.train_dataloader.dataset.serialize_data = False  # which collects garbage, half a second of it
+    if optim_wrapper is not None:
+        cfg.optim_wrapper = copy.deepcopy(optim_wrapper)
+    cfg.custom_hooks = [*cfg.custom_hooks, *hooks]
+    return cfg
+
+
+@cache
+def stock_config() -> Config:
+    return Config.fromfile(ROOT / CLASSIFICATION)
+
+
+def with_validation(cfg: Config) -> Config:
+    """The config with a validation on 12 digits after every epoch."""
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg[key] = copy.deepcopy(stock_config()[key])
+    cfg.val_dataloader.update(batch_size=6, num_workers=0, persistent_workers=False)
+    digits = dict(data_root=str(ROOT / 'data/digits/test'), indices=[80 * i for i in range(12)], serialize_data=False)
+    cfg.val_dataloader.dataset.update(digits)
+    cfg.train_cfg.val_interval = 1
+    return cfg
+
+
+def scalars(work_dir, prefix: str) -> list[dict]:
+    """What a run logged, line by line, where a metric of this prefix is in it."""
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [row for row in rows if any(key.startswith(prefix) for key in row)]

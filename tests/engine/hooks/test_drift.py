@@ -1,0 +1,147 @@
+"""Drift as it is logged while a model trains, against checkpoints and the arithmetic of these tests."""
+
+import pytest
+import torch
+from hook_runs import STOCK, config, scalars
+from mmengine.runner import Runner
+from test_runner import StopAfter, pretrained_state
+from test_runner import run as train
+
+from olor_mm.engine import DriftHook
+from olor_mm.layers import layer_index
+
+
+def drifts(work_dir) -> dict[int, dict]:
+    return {row['step']: row for row in scalars(work_dir, 'drift/')}
+
+
+def expected_drift(state: dict, source: dict, index: dict) -> dict[str, float]:
+    """In float64; the head has another shape in the checkpoint and is new."""
+    sums: dict[str, list[float]] = {}
+    for name, (i, _) in index.items():
+        if name in source and source[name].shape == state[name].shape:
+            start = source[name].double()
+            for key in (f'drift/layer_{i:02d}', 'drift/all'):
+                pair = sums.setdefault(key, [0.0, 0.0])
+                pair[0] += ((state[name].double() - start) ** 2).sum().item()
+                pair[1] += (start**2).sum().item()
+    return {key: (moved / norm) ** 0.5 for key, (moved, norm) in sums.items()}
+
+
+def assert_drift(row, runner, checkpoint, source, tolerance=1e-4) -> None:
+    expected = expected_drift(checkpoint['state_dict'], source, layer_index(runner.model))
+    found = {key: value for key, value in row.items() if key.startswith('drift/')}
+    assert found.keys() == expected.keys() and len(expected) > 18
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=tolerance), key
+    assert found['drift/all'] > 1e-3
+
+
+def stop_after_one_epoch(cfg) -> None:
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(StopAfter(1))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    'where', ['anchors', 'own', 'whole', *(pytest.param(where, marks=pytest.mark.slow) for where in ('file', 'frozen'))]
+)
+def test_drift_is_that_of_the_checkpoint_from_the_pretrained_file(data, tmp_path, where):
+    weights = data / 'weights/mobilenet_v2_mmpretrain.pth'
+    cfg = config(tmp_path, data, dict(type='DriftHook', interval=2), optim_wrapper=STOCK if where == 'own' else None)
+    if where == 'file':
+        cfg.optim_wrapper.optimizer.anchor_file = str(weights)
+    if where == 'frozen':
+        cfg.model.backbone.frozen_stages = 2
+    if where == 'whole':  # the head is pre-trained too, and has no anchor
+        cfg.load_from, cfg.model.head.num_classes = str(weights), 1000
+    runner, checkpoint = train(cfg)
+    rows = drifts(tmp_path)
+    assert list(rows) == [2, 3]  # every second, and the last
+    assert_drift(rows[3], runner, checkpoint, pretrained_state(data))
+    kept = checkpoint['olor_drift']['values']
+    backbone = {name for name, _ in runner.model.named_parameters() if name.startswith('backbone.')}
+    if where in ('own', 'whole'):
+        assert set(kept) == (backbone if where == 'own' else {'head.fc.weight', 'head.fc.bias'})
+    if where == 'frozen':
+        assert set(kept) == {n for n, p in runner.model.named_parameters() if not p.requires_grad}
+        assert rows[3]['drift/layer_00'] == 0 < rows[3]['drift/layer_17']
+    if where in ('anchors', 'file'):
+        assert not kept
+
+
+def test_drift_from_rounded_anchors_is_within_their_rounding(data, tmp_path):
+    cfg = config(tmp_path, data, dict(type='DriftHook', interval=1))
+    cfg.optim_wrapper.optimizer.anchor_dtype = 'bfloat16'
+    runner, checkpoint = train(cfg)
+    expected = expected_drift(checkpoint['state_dict'], pretrained_state(data), layer_index(runner.model))
+    row = drifts(tmp_path)[3]
+    for key, value in expected.items():
+        assert abs(row[key] - value) < 2**-8, key
+
+
+@pytest.mark.parametrize('optim_wrapper', [STOCK, None], ids=['stock', 'olor'])
+def test_a_resumed_run_measures_from_the_same_values(data, tmp_path, optim_wrapper):
+    options = dict(optim_wrapper=optim_wrapper, epochs=2)
+    stop_after_one_epoch(config(tmp_path, data, dict(type='DriftHook', interval=1), **options))
+    runner, checkpoint = train(config(tmp_path, data, dict(type='DriftHook', interval=1), **options, resume=True))
+    rows = drifts(tmp_path)
+    assert list(rows) == [1, 2, 3, 4, 5, 6]
+    assert_drift(rows[6], runner, checkpoint, pretrained_state(data))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('optim_wrapper', [STOCK, None], ids=['stock', 'olor'])
+def test_a_resume_without_the_values_is_refused_and_with_anchors_it_is_not(data, tmp_path, optim_wrapper):
+    options = dict(optim_wrapper=optim_wrapper, epochs=2)
+    stop_after_one_epoch(config(tmp_path, data, **options))
+    cfg = config(tmp_path, data, dict(type='DriftHook', interval=1), **options, resume=True)
+    if optim_wrapper:
+        with pytest.raises(ValueError, match='DriftHook: the resumed checkpoint was saved without it'):
+            Runner.from_cfg(cfg).train()
+    else:
+        runner, checkpoint = train(cfg)
+        assert_drift(drifts(tmp_path)[6], runner, checkpoint, pretrained_state(data))
+
+
+def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
+    """Of a head of 1,000 classes, resumed with ten."""
+    cfg = config(tmp_path, data, dict(type='DriftHook', interval=1), optim_wrapper=STOCK)
+    runner = Runner.from_cfg(cfg)
+    runner.model.init_weights()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, DriftHook))
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    hook.before_run(runner)
+    weight = torch.ones(1000, 1280)
+    hook.after_load_checkpoint(runner, dict(olor_drift=dict(names=['head.fc.weight'], values={'head.fc.weight': weight})))
+    runner.train_loop._iter = 3
+    with pytest.raises(ValueError, match=r'of another model: head\.fc\.weight'):
+        hook.before_train_iter(runner, 0)
+
+
+def test_nothing_pretrained_is_refused(data, tmp_path):
+    cfg = config(tmp_path, data, dict(type='DriftHook'), optim_wrapper=STOCK)
+    cfg.model.backbone.pop('init_cfg')
+    with pytest.raises(ValueError, match="nothing is pre-trained .pretrained='auto'.*set load_from"):
+        Runner.from_cfg(cfg).train()
+
+
+def test_prefixes_choose_what_is_measured(data, tmp_path):
+    hook = dict(type='DriftHook', pretrained=['backbone.layer7'])
+    train(config(tmp_path, data, hook, optim_wrapper=STOCK, iterations=1))
+    [row] = drifts(tmp_path).values()
+    assert set(row) == {'drift/layer_17', 'drift/all', 'step'}
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(interval=0), r'DriftHook\.interval=0 is not a number'),
+        (dict(pretrained='backbone'), r"DriftHook\.pretrained='backbone': give 'auto', 'all' or a list"),
+        (dict(pretrained=[3]), r"DriftHook\.pretrained=\[3\]: give 'auto'"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DriftHook(**options)

@@ -1,0 +1,295 @@
+"""What print_rollback says of a config, against real training, real files and arithmetic of its own."""
+
+import csv
+import io
+import math
+import re
+import runpy
+import sys
+
+import pytest
+import torch
+import torchvision
+from conftest import CLASSIFICATION, ROOT, run
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import get_torchvision_models
+from rich.console import Console
+from test_runner import config
+
+from olor_mm.inspect.rollback_table import examine
+from olor_mm.inspect.rollback_views import by_layer, modules_of, print_report
+
+TOOL = [sys.executable, 'tools/analysis_tools/print_rollback.py']
+DETECTOR = """
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(depth=18, init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet18')),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=16), bbox_head=dict(in_channels=16, fc_out_channels=16)))
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of torch.hub."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    checkpoints = tmp_path / 'torch/hub/checkpoints'
+    checkpoints.mkdir(parents=True)
+    return checkpoints
+
+
+def detector(tmp_path, lines='') -> Config:
+    file = tmp_path / 'detector.py'
+    file.write_text(DETECTOR + lines)
+    return Config.fromfile(file)
+
+
+def classifier(**changes) -> Config:
+    cfg = Config.fromfile(ROOT / CLASSIFICATION)
+    cfg.model.backbone.init_cfg.checkpoint = str(ROOT / cfg.model.backbone.init_cfg.checkpoint)
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def printed(report, **options) -> str:
+    console = Console(width=100, file=io.StringIO())
+    print_report(report, console, **options)
+    return console.file.getvalue()
+
+
+class Watch(Hook):
+    """Notes w of every parameter before each step, and what has an anchor after the last."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        optimizer = runner.optim_wrapper.optimizer
+        self.steps = [*getattr(self, 'steps', []), {}]
+        for group in optimizer.param_groups:
+            self.steps[-1].update(dict.fromkeys(group['names'], (group['lr'], optimizer.rollback_weight(group))))
+
+    def after_train(self, runner):
+        state = runner.optim_wrapper.optimizer.state
+        names = {p: name for name, p in runner.model.named_parameters()}
+        self.anchors = {names[p]: entry['anchor'] for p, entry in state.items() if 'anchor' in entry}
+
+
+def test_it_says_what_training_then_does(data, tmp_path):
+    scheduler = [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3),
+        dict(type='CosineAnnealingLR', T_max=4, by_epoch=True, begin=1, end=4, convert_to_iter_based=True),
+        dict(type='MultiStepLR', milestones=[3], by_epoch=True),
+    ]
+    cfg = config(tmp_path, data, epochs=4)
+    cfg.param_scheduler = scheduler
+    cfg.optim_wrapper.optimizer.foreach = True  # nothing to compile
+    report = examine(cfg)
+    runner, watch = Runner.from_cfg(cfg), Watch()
+    runner.register_hook(watch)
+    runner.train()
+    assert report.iterations == len(watch.steps) == 12 and report.steps_per_epoch == 3
+    rates = [step['head.fc.weight'][0] for step in watch.steps]
+    assert report.top_iteration == rates.index(max(rates)) > 0
+    for row in report.parameters:
+        points = [watch.steps[i][row.name] for i in (0, report.top_iteration, 11)]
+        assert row.lr == pytest.approx([lr for lr, _ in points], rel=1e-6)
+        assert row.w == pytest.approx([w if row.name in watch.anchors else 0 for _, w in points], rel=1e-6)
+        assert row.anchor_bytes == (4 * row.number if row.name in watch.anchors else 0)
+        assert (row.source == cfg.model.backbone.init_cfg.checkpoint) == row.name.startswith('backbone.')
+    assert len(watch.anchors) == 156 and 'the data set here' in report.data
+
+
+def test_figures_are_those_of_the_formulas(tmp_path, cache):
+    lines = """
+optim_wrapper = dict(
+    _delete_=True, type='OptimWrapper', constructor='olor_mm.OLOROptimWrapperConstructor', accumulative_counts=2,
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    paramwise_cfg=dict(rollback=dict(max_level=0.08, min_level=0.01, power=2.), norm_decay_mult=0.))
+param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+                   dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11])]
+"""
+    report = examine(detector(tmp_path, lines), images=2001)
+    assert report.steps_per_epoch == 1001 / 2 and report.iterations == 12012 and report.top_iteration == 99
+    rows = {row.name: row for row in report.parameters}
+    for name, i in {'backbone.layer2.0.conv1.weight': 3, 'backbone.layer4.1.conv2.weight': 8}.items():
+        level = 0.01 + (1 - i / 9) ** 2 * 0.07
+        row = rows[name]
+        assert (row.layer, row.layers, row.frozen) == (i, 9, False)
+        assert row.level == pytest.approx(level, rel=1e-12)
+        assert row.lr == pytest.approx((1e-5, 1e-3, 1e-5), rel=1e-6)
+        assert row.w == pytest.approx((level / 100, level, level / 100), rel=1e-6)
+        assert row.half_life == pytest.approx(-1 / math.log2(1 - level), rel=1e-6)
+        assert row.weight_decay == 0.05 and row.anchor_bytes == 4 * row.number
+    assert (
+        rows['backbone.layer2.0.bn1.weight'].weight_decay == 0 and rows['backbone.layer2.0.bn1.weight'].norm == 'frozen'
+    )
+    stem, head = rows['backbone.conv1.weight'], rows['roi_head.bbox_head.fc_cls.weight']
+    assert stem.frozen and stem.anchor_bytes == 0 and stem.source == 'torchvision://resnet18'
+    assert head.source == 'new' and head.level == pytest.approx(0.01) and not any(head.w) and head.half_life is None
+    text = printed(report)
+    [row] = [line.split() for line in text.splitlines() if re.match(r' +3 +0\.001 ', line)]
+    level = 0.01 + (1 - 3 / 9) ** 2 * 0.07
+    expected = [f'{level:.3g}', f'{level / 100:.3g}', f'{level:.3g}', f'{level / 100:.3g}']
+    assert row[5:] == [*expected, f'{-1 / math.log2(1 - level):.0f}', f'{-1 / math.log2(1 - level) / 500.5:.2g}']
+
+
+def test_what_is_in_the_cache_is_loaded_and_decides(tmp_path, cache):
+    report = examine(detector(tmp_path))
+    assert report.sources['torchvision://resnet18'].startswith('declared, not verified: not in ')
+    assert 'declared, not verified' in printed(report) and 'Declared checkpoints are not here' in printed(report)
+    assert 'in steps only' in printed(report)
+
+    state = torchvision.models.resnet18().state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith(('layer4.1', 'fc'))}
+    torch.save(state, cache / get_torchvision_models()['resnet18'].rpartition('/')[2])
+    report = examine(detector(tmp_path))
+    assert report.sources == {'torchvision://resnet18': 'loaded'}
+    for row in report.parameters:
+        is_held = row.name.startswith(('backbone.layer2', 'backbone.layer3', 'backbone.layer4.0'))
+        assert any(row.w) == is_held, row.name
+        assert (row.source == 'new') == (row.name.removeprefix('backbone.') not in state), row.name
+    assert 'Declared' not in printed(report)
+
+
+def test_lines_for_a_config_without_rollback_give_what_is_shown(tmp_path, cache):
+    theirs = """
+optim_wrapper = dict(
+    constructor='LearningRateDecayOptimizerConstructor',
+    paramwise_cfg=dict(decay_rate=0.7, num_layers=6, custom_keys={'neck': dict(lr_mult=3.)}))
+"""
+    shown = examine(detector(tmp_path, theirs))
+    assert '# instead of LearningRateDecayOptimizerConstructor and its decay_rate, num_layers\n' in shown.lines_to_add
+    assert shown.lines_to_add in printed(shown)
+    (tmp_path / 'theirs.py').write_text(DETECTOR + theirs)
+    (tmp_path / 'ours.py').write_text(f"_base_ = './theirs.py'\n{shown.lines_to_add}\n")
+    added = examine(Config.fromfile(tmp_path / 'ours.py'))
+    assert not added.lines_to_add and added.parameters == shown.parameters
+    assert max(row.level or 0 for row in added.parameters) > 0
+    neck = [row.lr[1] for row in added.parameters if row.name.startswith('neck')]
+    assert len(neck) == 16 and neck == pytest.approx([3 * 0.02] * 16)
+
+
+def test_stages_that_freeze_in_training_have_a_level_and_no_anchor():
+    cfg = classifier(
+        model=dict(
+            backbone=dict(
+                _delete_=True,
+                type='SwinTransformer',
+                arch=dict(embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]),
+                frozen_stages=1,
+                init_cfg=dict(type='Pretrained', checkpoint='https://no.where/swin.pth'),
+            ),
+            head=dict(in_channels=192),
+        )
+    )
+    report = examine(cfg, images=64)
+    frozen = [row for row in report.parameters if row.name.startswith(('backbone.patch_embed', 'backbone.stages.0'))]
+    assert frozen and all(row.frozen and row.level > 0 and not any(row.w) for row in frozen if row.layer < 2)
+    held = [row for row in report.parameters if any(row.w)]
+    assert {'2', '3'} <= {row.name.split('.')[2] for row in held} and not any(row.frozen for row in held)
+    assert sum(row.anchor_bytes for row in report.parameters) == 4 * sum(row.number for row in held)
+    assert {row.norm for row in report.parameters} == {'', 'none'}
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'model.backbone.init_cfg': None}, 'Training would stop before its first step: .*no checkpoint was loaded'),
+        ({'model.backbone.init_cfg.checkpoint': 'none/here.pth'}, r'none/here\.pth. is not here: training would stop'),
+        ({'optim_wrapper.paramwise_cfg.rollback.max_level': 0.0}, 'lambda is 0 everywhere'),
+        ({'param_scheduler': None}, "coupling='lr' without a param_scheduler"),
+        (
+            {'model.backbone.init_cfg': None, 'optim_wrapper.paramwise_cfg.rollback.pretrained': ['backbone']},
+            '156 parameters, like backbone.conv1.conv.weight, count as pre-trained',
+        ),
+        ({'optim_wrapper.optimizer.weight_decay': 0.2}, 'layer 15, 16, 17 would come to rest at down to 74% of it'),
+    ],
+    ids=str,
+)
+def test_warnings_say_what_looks_wrong(data, changes, message):
+    assert examine(classifier(), images=640).warnings == []
+    [warning] = examine(classifier(**changes), images=640).warnings
+    assert re.search(message, warning), warning
+
+
+def test_a_checkpoint_that_hardly_fits_is_named(data, tmp_path):
+    file = tmp_path / 'other.pth'
+    state = torch.load(data / 'weights/mobilenet_v2_mmpretrain.pth', weights_only=True)['state_dict']
+    torch.save(dict(state_dict=state), file)
+    report = examine(classifier(load_from=str(file)), images=640)
+    [warning] = report.warnings
+    assert '2 parameters have another shape' in warning and 'head.fc.weight, head.fc.bias' in warning
+    assert '(1000, 1280) there and (10, 1280) here' in warning
+    assert {row.name: row.source for row in report.parameters}['backbone.conv1.conv.weight'] == str(file)
+
+    few = {name: value for name, value in state.items() if 'layer1' in name}
+    torch.save(dict(state_dict=few), file)
+    report = examine(classifier(**{'load_from': str(file), 'model.backbone.init_cfg': None}), images=640)
+    [warning] = report.warnings
+    assert re.match('Only 0% of the backbone is pre-trained', warning)
+    assert {row.name for row in report.parameters if any(row.w)} == {n for n in few if n.endswith(('weight', 'bias'))}
+
+
+def test_modules_are_the_outermost_that_are_in_one_layer(tmp_path, cache):
+    layers = by_layer(examine(detector(tmp_path)).parameters)
+    assert [rows[0].layer for rows in layers] == list(range(10))
+    modules = modules_of(layers)
+    assert modules[0] == ['backbone.{conv1, bn1}']
+    assert modules[1:3] == [['backbone.layer1.0'], ['backbone.layer1.1']]
+    assert modules[9] == ['neck, rpn_head, roi_head']
+
+
+def test_the_tool_prints_writes_and_draws(tmp_path):
+    table, picture, file = tmp_path / 'rows.csv', tmp_path / 'levels.png', tmp_path / 'detector.py'
+    file.write_text(DETECTOR)
+    done = run(
+        *TOOL, file, '--parameters', '--images', 1000, '--csv', table, '--plot', picture, TORCH_HOME=str(tmp_path)
+    )
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 100 and '\u2026' not in done.stdout
+    rows = list(csv.DictReader(table.open()))
+    assert (
+        all(row['parameter'] in lines for row in rows) and len(rows) == 20 * 3 + 8 * 2 + 3 * 2 + 4 * 2
+    )  # backbone, neck, RPN, box head
+    row = {row['parameter']: row for row in rows}['backbone.layer3.0.conv1.weight']
+    level = 0.01 * (1 - 5 / 9)
+    assert float(row['lambda']) == pytest.approx(level) and float(row['w_top']) == pytest.approx(level)
+    assert float(row['half_life_epochs']) == pytest.approx(-1 / math.log2(1 - level) / 500)
+    assert (
+        row['source'] == 'torchvision://resnet18'
+        and row['frozen'] == '0'
+        and row['anchor_bytes'] == str(4 * 256 * 128 * 9)
+    )
+    from matplotlib import image
+
+    pixels = image.imread(picture)
+    assert pixels.shape[0] > 600 and len({tuple(colour) for colour in pixels[::7, ::7].reshape(-1, 4)}) > 4
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['no/such.py', '--images', '-1'], '--images -1: it takes at least one image'),
+        (['no/such.py'], "config 'no/such.py' is not a file"),
+        (['{tmp}/unknown.py'], 'NoSuchNet is not in the mmdet::model registry'),
+        (['{tmp}/detector.py', '--csv', '{tmp}/no/rows.csv'], "there is no directory '{tmp}/no'"),
+        (['{tmp}/detector.py', '--images', '1', '--csv', '{tmp}'], 'nothing was written: .*Name files'),
+        (['no/such.py', '--load-from', 'no.pth'], "--load-from 'no.pth' is not a file"),
+        (['{tmp}/broken.py'], "broken.py' cannot be read: SyntaxError"),
+        (['{tmp}/testing.py'], 'optim_wrapper is missing: it takes a config of a training run'),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else '',
+)
+def test_mistakes_end_with_one_plain_error(tmp_path, cache, monkeypatch, capsys, arguments, message):
+    (tmp_path / 'detector.py').write_text(DETECTOR)
+    (tmp_path / 'unknown.py').write_text(f"{DETECTOR}model['type'] = 'NoSuchNet'")
+    (tmp_path / 'broken.py').write_text('model = (')
+    (tmp_path / 'testing.py').write_text("model = dict(type='ResNet', depth=18)")
+    monkeypatch.setattr(sys, 'argv', ['print_rollback.py', *(word.format(tmp=tmp_path) for word in arguments)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / TOOL[1]), run_name='__main__')
+    assert stop.value.code != 0
+    printed = capsys.readouterr().err + str(stop.value)
+    assert re.search(message.format(tmp=tmp_path), printed), printed
