@@ -16,15 +16,15 @@ PYTEST = OMP_NUM_THREADS=1 $(1) -m pytest -n auto --maxprocesses 4 --dist loadfi
 .PHONY: help setup demo evidence data test test-all test-upstream coverage docs lint clean
 
 help:
-	@echo 'make demo      fine-tune Mask R-CNN with AdamW and with AdamW-OLOR, and compare (about 3 minutes after set-up)'
-	@echo 'make test      run the tests (about 12 minutes after set-up)'
-	@echo 'make test-all  the tests and the slow proofs'
-	@echo 'make test-upstream  the tests with the upstream packages of OpenMMLab, in .venv-upstream'
-	@echo 'make coverage  the tests, and which branches of olor_mm/ none of them takes'
-	@echo 'make evidence  run what is missing of the study of methods, hours, and print its tables'
+	@echo 'make demo      fine-tune Mask R-CNN with AdamW and with AdamW-OLOR, and compare (3 minutes after set-up)'
+	@echo 'make test      run lint and the quick tests (6 minutes after set-up)'
+	@echo 'make test-all  run lint and all tests, the slow ones too'
+	@echo 'make test-upstream  run the quick tests with the upstream packages of OpenMMLab, in .venv-upstream'
+	@echo 'make coverage  run the quick tests, and list the branches of olor_mm/ that none of them takes'
+	@echo 'make evidence  run the missing runs of the study (hours), and print its tables'
 	@echo 'make data      write the weights and small data sets of the configs into data/'
 	@echo 'make docs      build the documentation into docs/en/_build'
-	@echo 'make lint      ruff, as a linter and as a formatter, and mypy'
+	@echo 'make lint      run ruff, as a linter and as a formatter, and mypy'
 	@echo 'make clean     delete runs and caches; .venv and data stay'
 
 setup:

@@ -26,13 +26,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import olor_mm  # noqa: F401
-from olor_mm.measure import layer_drift, prediction_agreement, pretrained_state
-from olor_mm.compare.statistics import Measure
 from olor_mm.compare.figures import draw_curves
 from olor_mm.compare.gallery import Gallery, draw_predictions
 from olor_mm.compare.report import Report
 from olor_mm.compare.runs import Run, log_rows, read_run
+from olor_mm.compare.statistics import Measure
 from olor_mm.layers import layer_index
+from olor_mm.measure import layer_drift, prediction_agreement, pretrained_state
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

@@ -13,4 +13,4 @@ def mixed(mixin: type, base: type) -> type:
 
 def mix_in(instance: object, mixin: type) -> None:
     """Give an object, whose class has been chosen elsewhere, the methods of a mixin."""
-    instance.__class__ = mixed(mixin, type(instance))
+    instance.__class__ = mixed(mixin, type(instance))  # type: ignore[arg-type]  # types are hashable

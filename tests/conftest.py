@@ -1,13 +1,43 @@
-"""What tests share: the embedded data, and the tools run as a user runs them."""
+"""What tests share: the embedded data, the tools run as a user runs them, and a clean process for every test."""
 
+import contextlib
+import fcntl
+import functools
+import io
+import logging
 import os
+import random
+import runpy
+import signal
 import subprocess
 import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from jobs import CLASSIFICATION, ROOT  # noqa: F401
+from mmengine._strategy import BaseStrategy
+from mmengine.runner import Runner
+from mmengine.utils import ManagerMixin
+from yapf.yapflib import yapf_api
+
+import olor_mm.cli.config_text  # noqa: F401  with the real FormatCode
+
+ORDER = 'OLOR_TEST_ORDER'
+TIMESTAMP = '%Y%m%d_%H%M%S'  # of MMEngine
+
+
+class Done(NamedTuple):
+    """What a tool that ran in this process ended with; both streams are in ``stdout``."""
+
+    returncode: int
+    stdout: str
 
 
 def run(*command, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
@@ -20,17 +50,60 @@ def run(*command, check: bool = True, **environment: str) -> subprocess.Complete
         stderr=subprocess.STDOUT,
         env={**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}', **environment},
     )
+    return checked(done, command, check)
+
+
+def tool(script, *arguments, check: bool = True, **environment: str) -> Done:
+    """Do what ``python SCRIPT ARGUMENTS`` does in the root of the repository, in this process.
+
+    To import the libraries takes a new process longer than most tools run. ``script`` is a file, or the name of a module
+    that ``python -m`` would run.
+    """
+    output = io.StringIO()
+    with clean_process(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        os.chdir(ROOT)
+        os.environ.update(environment)
+        sys.argv = [str(script), *map(str, arguments)]
+        with warnings.catch_warnings():
+            warnings.simplefilter('default', UserWarning)
+            warnings.showwarning = lambda *warning: output.write(warnings.formatwarning(*warning[:4]))
+            code = exit_code(script)
+    return checked(Done(code, output.getvalue()), [script, *arguments], check)
+
+
+def exit_code(script) -> int:
+    """Run a script or module, and print what ends it as Python would."""
+    try:
+        if str(script).endswith('.py'):
+            runpy.run_path(str(ROOT / script), run_name='__main__')
+        else:
+            runpy.run_module(script, run_name='__main__', alter_sys=True)
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+            return 1
+        return ended.code or 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def checked(done, command, check: bool):
     if check and done.returncode:
         raise AssertionError(f'{" ".join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-6000:]}')
     return done
 
 
-def train(config, work_dir, *options, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run tools/train.py; options that look like key=value go to --cfg-options."""
+def train(config, work_dir, *options, check: bool = True, alone: bool = False, **environment: str):
+    """Run tools/train.py, in a process of its own if ``alone``; options like key=value go to --cfg-options."""
     settings = [str(option) for option in options if not str(option).startswith('--')]
     flags = [str(option) for option in options if str(option).startswith('--')]
-    command = [sys.executable, 'tools/train.py', config, '--work-dir', work_dir, *flags]
-    return run(*command, *(['--cfg-options', *settings] if settings else []), check=check, **environment)
+    command = ['tools/train.py', config, '--work-dir', work_dir, *flags]
+    command += ['--cfg-options', *settings] if settings else []
+    if alone:
+        return run(sys.executable, *command, check=check, **environment)
+    return tool(*command, check=check, **environment)
 
 
 def load(file: Path) -> dict:
@@ -49,16 +122,89 @@ def optimizer_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
     return [names[p] for group in optimizer.param_groups for p in group['params']]
 
 
+def managers(cls: type = ManagerMixin) -> Iterator[type]:
+    """Classes of MMEngine that keep what they made for the whole process: loggers, message hubs, visualizers, scopes."""
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from managers(subclass)
+
+
+@contextlib.contextmanager
+def clean_process() -> Iterator[None]:
+    """Take back what runs and tools leave in a process: loggers, scopes, signal handlers, and what they set."""
+    kept = {manager: manager._instance_dict.copy() for manager in managers()}
+    argv, path, folder, environment = list(sys.argv), list(sys.path), os.getcwd(), dict(os.environ)
+    torch_load, handler = torch.load, signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        torch.load, sys.argv, sys.path[:] = torch_load, argv, path
+        signal.signal(signal.SIGTERM, handler)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        for manager in managers():
+            before = kept.get(manager, {})
+            for name, made in manager._instance_dict.items():
+                if name not in before and isinstance(made, logging.Logger):
+                    for log in made.handlers:
+                        log.close()
+            manager._instance_dict = type(manager._instance_dict)(before)
+
+
 @pytest.fixture(autouse=True)
-def stock_torch_load(monkeypatch):
-    """Take back what the tools do when a test calls them in this process: to this function, and to the environment."""
-    monkeypatch.setattr(torch, 'load', torch.load)
-    yield
-    os.environ.pop('LOCAL_RANK', None)
+def a_clean_process() -> Iterator[None]:
+    """No test sees what another one left, nor what it drew from the generators of random numbers."""
+    with clean_process():
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope='session')
+def a_timestamp_for_every_run() -> None:
+    """MMEngine names runs by the second they begin in, and gives the second run of a name the logger of the first."""
+    taken = set()
+
+    def with_own_timestamp(set_up: Callable) -> Callable:
+        @functools.wraps(set_up)
+        def wrapped(self, *args, **kwargs):
+            set_up(self, *args, **kwargs)
+            moment = datetime.strptime(self._timestamp, TIMESTAMP)
+            while moment in taken:
+                moment += timedelta(seconds=1)
+            taken.add(moment)
+            self._timestamp = moment.strftime(TIMESTAMP)
+
+        return wrapped
+
+    Runner.setup_env = with_own_timestamp(Runner.setup_env)
+    BaseStrategy._setup_env = with_own_timestamp(BaseStrategy._setup_env)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def configs_without_a_layout() -> None:
+    """MMEngine lays out the text of a config five times a run; that takes two seconds, longer than most runs here."""
+    yapf_api.FormatCode = lambda text, **_: (text, True)
 
 
 @pytest.fixture(scope='session')
 def data() -> Path:
     """The embedded data and weights, made once."""
-    run(sys.executable, 'tools/dataset_converters/embedded.py')
+    (ROOT / '.cache').mkdir(exist_ok=True)
+    with open(ROOT / '.cache/data.lock', 'w') as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tool('tools/dataset_converters/embedded.py')
     return ROOT / 'data'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With a seed in OLOR_TEST_ORDER, shuffle files and the tests in each."""
+    if seed := os.environ.get(ORDER):
+        shuffled = random.Random(seed)
+        files = {}
+        for item in items:
+            files.setdefault(item.path, []).append(item)
+        groups = [shuffled.sample(group, len(group)) for group in files.values()]
+        items[:] = [item for group in shuffled.sample(groups, len(groups)) for item in group]

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import olor_mm  # noqa: E402, F401
+from olor_mm.layers import layer_index  # noqa: E402
 from olor_mm.measure import layer_drift, prediction_agreement  # noqa: E402
 from olor_mm.measure.wise_ft import interpolate  # noqa: E402
-from olor_mm.layers import layer_index  # noqa: E402
 from tools.model_converters.torchvision_mobilenet_v2 import layer_names  # noqa: E402
 
 EVIDENCE = ROOT / 'data/evidence'
@@ -273,11 +273,11 @@ def run(trial: dict, pretrained: Pretrained, work_dir: Path) -> list[dict]:
     runner = train(cfg, trial)
     state = {name: value.clone() for name, value in runner.model.state_dict().items()}
     rows = [dict(value=metric(runner, kind), **pretrained.retention(state, library), seconds=time.monotonic() - start)]
-    pretrained = torch.load(ROOT / f'data/weights/mobilenet_v2_{library}.pth', weights_only=True)['state_dict']
-    pretrained = {f'backbone.{name.removeprefix("backbone.")}': value for name, value in pretrained.items()}
+    weights = torch.load(ROOT / f'data/weights/mobilenet_v2_{library}.pth', weights_only=True)['state_dict']
+    weights = {f'backbone.{name.removeprefix("backbone.")}': value for name, value in weights.items()}
     for alpha in trial.get('wise_ft', ()):
         start = time.monotonic()
-        between, _ = interpolate(pretrained, state, alpha)
+        between, _ = interpolate(weights, state, alpha)
         runner.model.load_state_dict(between)
         measured = dict(value=metric(runner, kind), **pretrained.retention(between, library))
         rows.append(dict(method='wise_ft', alpha=alpha, **measured, seconds=time.monotonic() - start))

@@ -1,7 +1,6 @@
 """The text of a config that fine-tunes a stock config on other data, with rollback."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +32,10 @@ class Code(str):
 def config_text(
     base: Config, name: str, task: str, data: Data, data_root: Path, weights: dict, batch: int, epochs: int, lr: float
 ) -> str:
-    """The text of the config.
-
-    Args:
-        base (Config): The stock config.
-        name (str): What to write for it into ``_base_``.
-        task (str): One of :data:`olor_mm.cli.data.TASKS`.
-        data (Data): The data set.
-        data_root (Path): Its folder.
-        weights (dict): Settings that load the pre-trained weights.
-        batch (int): Images of a batch.
-        epochs (int): Length of the run.
-        lr (float): Learning rate of AdamW.
-    """
+    """The text of the config; ``name`` is what to write for the base, ``weights`` are settings that load them."""
     number = len(data.classes)
     settings: dict[str, Any] = dict(
-        model=_merge(_with_classes(base.model, number) or {}, weights.get('model', {})),
+        model=_merge(with_classes(base.model, number), weights.get('model', {})),
         **{key: value for key, value in weights.items() if key != 'model'},
         classes=tuple(data.classes),
         data_root=f'{data_root}/',
@@ -89,26 +76,10 @@ def steps_of(dataset: dict, name: str) -> list[dict]:
     return [step for step in steps if step['type'] == name]
 
 
-def heads(node: Any, path: tuple = ()) -> Iterator[tuple]:
-    """Paths to all parts of a model's config that have the number of classes of the data."""
-    if isinstance(node, dict):
-        if {'num_classes', 'num_things_classes'} & node.keys() and node.get('num_classes', -1) is not None:
-            yield path
-        for key, value in node.items():
-            if key not in NO_CLASSES:
-                yield from heads(value, (*path, key))
-    elif isinstance(node, (list, tuple)):
-        for i, value in enumerate(node):
-            yield from heads(value, (*path, i))
-
-
-def _with_classes(node: Any, number: int, path: str = '_base_.model') -> Any:
-    """What changes in a model's config with the number of classes; None if nothing does.
-
-    MMEngine merges dicts but not lists, so a list becomes code.
-    """
+def with_classes(node: Any, number: int, path: str = '_base_.model') -> Any:
+    """What changes in a model's config with the number of classes; as code in lists, which MMEngine does not merge."""
     if isinstance(node, (list, tuple)):
-        items = [_with_classes(value, number, f'{path}[{i}]') for i, value in enumerate(node)]
+        items = [with_classes(value, number, f'{path}[{i}]') for i, value in enumerate(node)]
         if not any(items):
             return None
         if all(item == items[0] for item in items) and '_base_' not in repr(items[0]):
@@ -125,7 +96,7 @@ def _with_classes(node: Any, number: int, path: str = '_base_.model') -> Any:
             changes[key] = [1.0] * number + [value[-1]] if value[-1] < 1 else None
         elif key == 'topk':
             changes[key] = (1,)
-        elif key not in NO_CLASSES and (changed := _with_classes(value, number, f'{path}.{key}')):
+        elif key not in NO_CLASSES and (changed := with_classes(value, number, f'{path}.{key}')):
             changes[key] = changed
     return changes
 

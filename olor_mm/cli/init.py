@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ..durable.loading import CheckpointError, load
-from .config_text import config_text, heads, innermost, steps_of
+from .config_text import config_text, innermost, steps_of, with_classes
 from .data import TASKS, DataError, examine
 from .packaged import config_file
 from .parser import Parser
@@ -62,11 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument('data', nargs='?', type=Path, help='folder of the data')
     parser.add_argument('--task', choices=TASKS)
     parser.add_argument('--config', help='config to start from: mmdet::PATH, mmseg::PATH, mmpretrain::PATH or a file')
-    parser.add_argument(
-        '--checkpoint',
-        help='weights to start from, of the whole model or of its backbone: a file or URL (default: those that the '
-        'config names)',
-    )
+    parser.add_argument('--checkpoint', help='weights of the model or its backbone (default: those of the config)')
     parser.add_argument('--out', type=Path, help='config to write (default: DATA_TASK.py, here)')
     parser.add_argument('--classes', nargs='+', help='names of the classes, if the data does not have them')
     parser.add_argument('--epochs', type=int, default=12)
@@ -123,7 +119,7 @@ def _base(name: str, task: str) -> Config:
             found = 'instance_segmentation' if steps[0].get('with_mask') else 'detection'
     if found != task:
         raise DataError(f'--config {name} is of the task {found}, and --task is {task}; try {EXAMPLES[task]}')
-    if not any(True for _ in heads(cfg.model)):
+    if 'num_' not in repr(with_classes(cfg.model, 1)):
         raise DataError(f'--config {name} has no head with a number of classes; one that has is {EXAMPLES[task]}')
     return cfg
 
@@ -154,10 +150,8 @@ def _weights(base: Config, checkpoint: str | None) -> dict:
 
 def _check_declared(weights: Any) -> None:
     if not weights:
-        raise DataError(
-            'the config names no pre-trained weights, and rollback needs some: give --checkpoint; those of a stock '
-            'config are fetched by `mim download mmpretrain --config NAME --dest .`'
-        )
+        how = '`mim download mmpretrain --config NAME --dest .` fetches those of a stock config'
+        raise DataError(f'the config names no pre-trained weights, which rollback needs: give --checkpoint; {how}')
     if isinstance(weights, str) and '://' not in weights and not Path(weights).is_file():
         raise DataError(f'the config names the weights {weights!r}, which are not there; give --checkpoint')
 

@@ -54,19 +54,10 @@ def config_parser(description: str, **kwargs) -> Parser:
     """A parser with the options of all commands that read a config."""
     parser = Parser(description=description, **kwargs)
     parser.add_argument('config', help='config file, or mmdet::PATH of an installed library; its Python code is run')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=Settings,
-        default={},
-        help='override settings of the config, e.g. optim_wrapper.paramwise_cfg.rollback.max_level=0.02; lists as '
-        'key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]", without white space',
-    )
-    parser.add_argument(
-        '--trust-checkpoints',
-        action='store_true',
-        help='open checkpoints even if they could run code; by default only plain data is read from them',
-    )
+    key = 'optim_wrapper.paramwise_cfg.rollback.max_level'
+    how = f'override settings of the config, e.g. {key}=0.02; lists as key=[a,b], without white space'
+    parser.add_argument('--cfg-options', nargs='+', action=Settings, default={}, help=how)
+    parser.add_argument('--trust-checkpoints', action='store_true', help='open checkpoints even if they could run code')
     return parser
 
 

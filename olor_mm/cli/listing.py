@@ -27,15 +27,9 @@ def main() -> None:
     if args.json:
         print(json.dumps(found, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
     for kind, entries in found.items():
-        table = Table(title=kind, title_justify='left', box=None, show_header=False, padding=(0, 2, 0, 0))
-        for name, what in entries.items():
-            table.add_row(name, what)
-        console.print(table, '', soft_wrap=not console.is_terminal)
+        width = max(map(len, entries))
+        print(kind, *(f'  {name:{width}}  {what}' for name, what in entries.items()), '', sep='\n')
 
 
 def everything() -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Stock configs on machines that MMEngine does not expect: without an accelerator."""
+"""Stock configs on machines without an accelerator, which MMEngine does not expect."""
 
 import os
 import subprocess
@@ -11,11 +11,8 @@ from mmengine.device import get_device
 def use_cpu_processes(cfg: Config) -> None:
     """Let ``launcher='pytorch'`` and ``'slurm'`` work on machines without an accelerator, over gloo.
 
-    MMEngine takes for granted that each process has a GPU: it selects one before it opens the process group, and
-    hands its number to DistributedDataParallel. Nothing is changed where there is an accelerator.
-
-    Args:
-        cfg (Config): Config of a run; its ``model_wrapper_cfg`` is changed in place.
+    MMEngine expects a GPU for each process: it selects one before it opens the process group, and passes its number to
+    DistributedDataParallel. This opens the group, and changes ``model_wrapper_cfg`` in place.
     """
     if cfg.launcher not in ('pytorch', 'slurm') or get_device() != 'cpu':
         return
@@ -41,12 +38,9 @@ def _set_slurm_environment(dist_cfg: dict) -> None:
 
 
 def use_cpu_batchnorm(cfg: Config) -> None:
-    """Take BatchNorm for SyncBatchNorm, which torch has for accelerators alone, on a machine without one.
+    """Replace SyncBatchNorm, which torch has only for accelerators, by BatchNorm on a machine without one, in place.
 
     Weights and their names are the same. ``SyncBuffersHook`` of MMEngine averages statistics over processes.
-
-    Args:
-        cfg (Config): Config of a run; its ``model`` is changed in place.
     """
 
     def change(node) -> None:

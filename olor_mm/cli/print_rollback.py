@@ -40,6 +40,8 @@ def main() -> None:
     formats = FigureCanvasBase.get_supported_filetypes()
     if args.plot and args.plot.suffix[1:] not in formats:
         parser.error(f'--plot {str(args.plot)!r}: give a file that ends with one of {", ".join(formats)}')
+    if args.load_from and Path(args.load_from).is_dir():
+        parser.error(f'--load-from {args.load_from!r} is a directory; give a checkpoint')
     with quiet():
         cfg = load_config(args)
     if args.load_from:

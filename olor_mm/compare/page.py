@@ -49,16 +49,14 @@ def compare(
     report = Report('Fine-tuning methods compared: what was learned, what was forgotten')
     report.text(
         f'The methods are {", ".join(f"{name} (n = {len(group)})" for name, group in groups.items())}. Every figure is '
-        'the last one that a run logged, at the end of training, not the best. sd is the sample standard deviation '
-        f'over n runs. Differences are to the first method, {next(iter(groups))}, over pairs of runs with the same '
-        "seed. Their 95 % confidence intervals are by Student's t, without correction for several comparisons."
+        'the last one that a run logged, not the best. sd is the sample standard deviation over n runs. Differences '
+        f'are to the first method, {next(iter(groups))}, over pairs of runs with the same seed. Their 95 % confidence '
+        "intervals are by Student's t, without correction for several comparisons."
     )
     report.notes(_cautions(groups, values, measures))
     if unchanged:
-        report.text(
-            f'Norm statistics did not change in {", ".join(unchanged)}: pretrained_restored, with the pre-trained '
-            'statistics, is the same as pretrained there.'
-        )
+        where = ', '.join(unchanged)
+        report.text(f'Norm statistics did not change in {where}: pretrained_restored is the same as pretrained there.')
     _add_results(report, summaries)
     _add_trade_off(report, values, summaries, chosen[0], kept)
     report.heading('Learning curves')
@@ -147,10 +145,8 @@ def _add_trade_off(
 ) -> None:
     report.heading('Learned against retained')
     if kept is None:
-        report.text(
-            'Not drawn: no measure of retention was logged by all of these runs. PretrainedEvalHook in custom_hooks '
-            'logs pretrained/agreement and others at every validation.'
-        )
+        remedy = 'PretrainedEvalHook in custom_hooks logs pretrained/agreement and others'
+        report.text(f'Not drawn: no measure of retention was logged by all of these runs. {remedy}.')
         return
     report.text('Faint points are runs, large ones the mean of a method. Bars are one standard deviation.')
     means = zip(summaries[metric].index, summaries[metric]['mean'], summaries[kept]['mean'])
@@ -168,8 +164,7 @@ def _add_drift(report: Report, groups: Groups) -> None:
         report.text('Mean over the runs of a method, on one colour scale, spaced by the square root.')
         final = {m: pd.concat([r.curve('drift/all').tail(1) for r in runs]).mean() for m, runs in logged.items()}
         alt = '; '.join(f'{method} {100 * value:.2f} %' for method, value in final.items())
-        alt = f'Heat maps of drift, layer by iteration. All layers together at the end: {alt}'
-        report.figure('drift', draw_drift(logged), alt)
+        report.figure('drift', draw_drift(logged), f'Drift by layer and iteration. All layers at the end: {alt}')
 
 
 def _add_predictions(report: Report, groups: Groups, images: int, score_thr: float) -> None:
@@ -194,10 +189,10 @@ def _add_predictions(report: Report, groups: Groups, images: int, score_thr: flo
             notes.append(f'{method}: {run.checkpoint}')
         except Exception as error:  # of another model, unsafe, or with other data
             notes.append(f'{method}: not drawn, {run.checkpoint}: {type(error).__name__}: {error}')
-    threshold = f' Objects with a score above {score_thr}.' if gallery.scope == 'mmdet' else ''
     report.text(
-        f'Number of images: {len(gallery.indices)}, spread evenly over the validation data. Shown is the run of each '
-        f'method with the lowest seed that has a checkpoint.{threshold}'
+        f'Number of images: {len(gallery.indices)}, spread evenly over the validation data. Of each method, the run '
+        'with the lowest seed that has a checkpoint.'
+        + (f' Objects with a score above {score_thr}.' if gallery.scope == 'mmdet' else '')
     )
     captions = {name: [caption for _, caption in drawn] for name, drawn in drawings.items()}
     if gallery.scope == 'mmpretrain':  # predictions are a table, not drawn into the images

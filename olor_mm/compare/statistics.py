@@ -43,8 +43,8 @@ class Measure:
 
     def __post_init__(self):
         key = re.sub(r'^pretrained\w*/', '', self.key)
-        kinds = (kind for pattern, *kind in KINDS if re.match(pattern, key))
-        self.unit, self.factor, self.higher_is_better = next(kinds, ('', 1, True))
+        kinds = (kind for kind in KINDS if re.match(kind[0], key))
+        _, self.unit, self.factor, self.higher_is_better = next(kinds, ('', '', 1, True))
         self.direction = 'higher is better' if self.higher_is_better else 'lower is better'
         self.digits = 2 if self.unit == '%' else 4
 

@@ -3,8 +3,6 @@
 import pickle
 import threading
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
@@ -112,23 +110,16 @@ RESTRICTED_PICKLE = SimpleNamespace(
 )
 
 
-@contextmanager
-def _stand_ins_only() -> Iterator[None]:
-    """Allow the stand-ins and nothing else: MMEngine's own list has the real ``getattr`` and ``numpy.dtype``."""
+def load_plain(file: str | BinaryIO, map_location, mmap: bool | None) -> Any:
+    """``torch.load`` of tensors, plain values and what has a stand-in; errors of pickle name what has none."""
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        return _replaced(torch_load(file, map_location, RESTRICTED_PICKLE, weights_only=False, mmap=mmap))
     with LIST_IN_USE:
-        before = torch.serialization.get_safe_globals()
+        before = torch.serialization.get_safe_globals()  # MMEngine adds the real `getattr` and `numpy.dtype`
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()])
         try:
-            yield
+            return _replaced(torch_load(file, map_location, weights_only=True, mmap=mmap))
         finally:
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(before)
-
-
-def load_plain(file: str | BinaryIO, map_location, mmap: bool | None) -> Any:
-    """``torch.load`` of tensors, plain values and what has a stand-in; errors of pickle name what has none."""
-    if digit_version(torch.__version__) >= digit_version('2.6'):
-        with _stand_ins_only():
-            return _replaced(torch_load(file, map_location, weights_only=True, mmap=mmap))
-    return _replaced(torch_load(file, map_location, RESTRICTED_PICKLE, weights_only=False, mmap=mmap))

@@ -46,10 +46,10 @@ def newest_good(runner: Runner, files: list[str]) -> str | None:
         except CheckpointError as error:
             refused.append(str(error))
             warn(f'Not resumed from: {error}')
-            continue
-        if refused:
-            warn(f'Resuming from {file!r} instead, the newest good checkpoint')
-        return file
+        else:
+            if refused:
+                warn(f'Resuming from {file!r} instead, the newest good checkpoint')
+            return file
     if refused:
         remedy = 'To start anew, take another work directory, or leave out --resume'
         raise CheckpointError(f'no checkpoint in {runner.work_dir!r} is good: {"; ".join(refused)}. {remedy}')

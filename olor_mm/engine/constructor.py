@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
@@ -111,11 +112,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         selection = PretrainedSelection(model, record, self.settings, candidates, kept)
         for group in optimizer.param_groups:
             group['names'] = [selection.names[p] for p in group['params']]
-        start = Start(optimizer, selection)
-        selection.start = start  # for a loop that steps the optimizer by itself
         optimizer.select_pretrained = selection
         mix_in(optim_wrapper, StartOfTraining)
-        optim_wrapper.start_with(start)
+        optim_wrapper.start = Start(optimizer, selection, optim_wrapper.message_hub)
+        selection.start = optim_wrapper.start  # for a loop that steps the optimizer by itself
         return optim_wrapper
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module=None) -> None:
@@ -144,7 +144,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 group['rollback_new'] = settings.new_level
             i, n = decayed[name]
             scale = settings.layer_decay_rate ** (n - i)
-            yield group if scale == 1 else {**group, 'lr': group.get('lr', self.base_lr) * scale}
+            if scale != 1:
+                rate: Any = group.get('lr', self.base_lr)
+                group['lr'] = scale * rate
+            yield group
 
 
 def _parsed(paramwise_cfg: Mapping) -> tuple[dict, RollbackSettings]:

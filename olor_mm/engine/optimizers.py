@@ -16,15 +16,7 @@ def is_named(given: str | type | None, target: str | Callable) -> bool:
 
 
 def rollback_class(base: str | type | None, where: str) -> type:
-    """The OLOR version of an optimizer that is given as in a config.
-
-    Args:
-        base (str or type): Name in MMEngine's registry, e.g. ``'AdamW'``, or a class.
-        where (str): The key it stands at, for the message.
-
-    Raises:
-        ValueError: If there is no such optimizer or rollback has no meaning for it.
-    """
+    """The OLOR version of an optimizer that is given, at the key ``where`` of a config, by name or class."""
     found = base
     if isinstance(base, str):
         found = _found(base) or (base.endswith('OLOR') and _found(base.removesuffix('OLOR')))
@@ -46,11 +38,7 @@ def _found(name: str) -> type | None:
 
 
 def flat_cfg(cfg: Mapping) -> dict:
-    """``dict(type='OLOR', base=dict(type='Lion', lr=1e-4), rollback=0.01)`` as the config of one optimizer.
-
-    Raises:
-        ValueError: If ``base`` is not the config of an optimizer, or an option stands in both.
-    """
+    """``dict(type='OLOR', base=dict(type='Lion', lr=1e-4), rollback=0.01)`` as the config of one optimizer."""
     base = as_dict(cfg.get('base'), 'optimizer.base', "dict(type='Lion', lr=1e-4)")
     options = {key: value for key, value in cfg.items() if key not in ('type', 'base')}
     for key in options.keys() & base.keys():

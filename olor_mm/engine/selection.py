@@ -28,9 +28,6 @@ class PretrainedSelection:
         settings (RollbackSettings): ``pretrained`` of them decides.
         candidates (list[Parameter]): The parameters that are trained and have a level above 0.
         kept (str): Where and how anchors are kept, for the log.
-
-    Raises:
-        ValueError: If a prefix matches no parameter.
     """
 
     start: 'Start'
@@ -61,11 +58,7 @@ class PretrainedSelection:
             self.as_built = {p: fingerprint(p) for p in claimed}
 
     def require_some(self) -> None:
-        """Refuse a run in which nothing would be rolled back though a level is set.
-
-        Raises:
-            ValueError: The message says what to set.
-        """
+        """Refuse a run in which nothing would be rolled back though a level is set."""
         params = self.candidates
         if not params and self.is_on:
             raise ValueError(
@@ -207,13 +200,6 @@ def repeat_loading(model: nn.Module, record: LoadRecord) -> None:
     """Note in the record what ``init_weights`` loaded: it is run once more, on a copy of the model that is watched.
 
     For a moment this takes the memory of a second model. Random numbers go on as if it had not been run.
-
-    Args:
-        model (nn.Module): The model, its weights initialised.
-        record (LoadRecord): The record of the model.
-
-    Raises:
-        ValueError: If the model cannot be copied or initialised once more.
     """
     print_log(
         'OLOR: this model was initialised before its optimizer was built; initialising a copy, to see what comes out '
@@ -238,13 +224,10 @@ def repeat_loading(model: nn.Module, record: LoadRecord) -> None:
 
 
 def filled_in_constructor(model: nn.Module) -> dict[nn.Parameter, str]:
-    """Parameters of modules that say they need no initialisation before anything has initialised the model.
+    """Parameters of modules that loaded weights in their constructor, to the name of the outermost such module.
 
-    Wrappers of TIMM and HuggingFace do so, and ``get_model(pretrained=True)``, after they have loaded weights by
-    themselves. A module that has its own ``init_weights``, as mmcv's deformable attention, has just run that.
-
-    Returns:
-        dict[Parameter, str]: Parameter to the name of the outermost such module; that of the model itself is ''.
+    Wrappers of TIMM and HuggingFace, and ``get_model(pretrained=True)``, say that they need no initialisation before
+    anything has initialised the model. A module with an ``init_weights`` of its own has just run that.
     """
     if was_initialised(model):
         return {}

@@ -74,11 +74,7 @@ class RollbackSettings:
         return cls(**{**defaults, **cfg, **beside})
 
     def index(self, model: nn.Module) -> dict[str, tuple[int, int]]:
-        """The layer (i, n) of every parameter by name, as ``layer_index`` of the config wants it.
-
-        Raises:
-            ValueError: If an override matches no parameter or is out of range.
-        """
+        """The layer (i, n) of every parameter by name, as ``layer_index`` of the config wants it."""
         try:
             if isinstance(self.layer_index, str):
                 return layer_index(model, self.layer_index)
@@ -149,16 +145,7 @@ def _is_list_of_names(value: Any) -> bool:
 
 
 def check_keys(cfg: Mapping, known: Collection[str], where: str) -> None:
-    """Refuse keys that would be ignored.
-
-    Args:
-        cfg (Mapping): A section of a config.
-        known (Collection[str]): Its keys.
-        where (str): Its place.
-
-    Raises:
-        ValueError: The message has the key, its value and the nearest known one, or where it belongs.
-    """
+    """Refuse keys of a section that would be ignored, and say the nearest known one, or where they belong."""
     for key in cfg:
         if key in known:
             continue
@@ -170,11 +157,7 @@ def check_keys(cfg: Mapping, known: Collection[str], where: str) -> None:
 
 
 def as_dict(value: Any, where: str, example: str) -> Mapping:
-    """The value itself, if it is a dict.
-
-    Raises:
-        ValueError: The message has ``where`` it stands, the value and an example.
-    """
+    """The value itself, if it is a dict; else a ValueError with ``where`` it stands and an example."""
     if not isinstance(value, Mapping):
         raise ValueError(f'{where}={value!r} is not a dict; give one, e.g. {example}')
     return value

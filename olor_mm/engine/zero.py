@@ -11,7 +11,7 @@ from .optimizers import rollback_class
 class ZeroRedundancyOptimizerOLOR(ZeroRedundancyOptimizer):
     """MMEngine's ZeRO over an OLOR optimizer: every process keeps states and anchors of its share of the parameters.
 
-    For runs with several processes; :class:`olor_mm.engine.ConsolidateOptimizerHook` is needed to save checkpoints.
+    For several processes. To save checkpoints, set :class:`olor_mm.engine.hooks.ConsolidateOptimizerHook` too.
 
     Args:
         params: Parameters or parameter groups, the same on every process.

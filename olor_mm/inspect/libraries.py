@@ -1,14 +1,15 @@
 """Context managers around calls into other libraries."""
 
-import contextlib
 import io
-import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from unittest.mock import patch
+from warnings import catch_warnings, simplefilter
 
 import torch
 
 
-@contextlib.contextmanager
+@contextmanager
 def named(what: str) -> Iterator[None]:
     """Raise every error of a library as a ValueError that begins with the step that failed."""
     try:
@@ -17,27 +18,20 @@ def named(what: str) -> Iterator[None]:
         raise ValueError(f'{what}: {type(error).__name__}: {error}') from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def quiet() -> Iterator[None]:
     """Drop the output and the warnings of the libraries."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter('ignore')
+    with catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        simplefilter('ignore')
         yield
 
 
-@contextlib.contextmanager
+@contextmanager
 def offline() -> Iterator[None]:
     """Let torch.hub load files from its cache, and refuse downloads with a FileNotFoundError."""
 
     def refuse(url: str, *_, **__) -> None:
         raise FileNotFoundError(f'not in {torch.hub.get_dir()}/checkpoints')
 
-    download, torch.hub.download_url_to_file = torch.hub.download_url_to_file, refuse
-    try:
+    with patch.object(torch.hub, 'download_url_to_file', refuse):
         yield
-    finally:
-        torch.hub.download_url_to_file = download

@@ -42,13 +42,12 @@ def examine(cfg: Config, images: int | None = None) -> RollbackReport:
         if not cfg.get(key) or not isinstance(cfg[key], dict):
             raise ValueError(f'{key}={cfg.get(key)!r} is not a dict: give the config of a training run')
     report, scope = RollbackReport(), cfg.get('default_scope') or 'mmengine'
-    given = {key: cfg.get(key) for key in GIVEN}
     with quiet(), DefaultScope.overwrite_default_scope(scope), tempfile.TemporaryDirectory() as work_dir:
         wrapper = _with_rollback(cfg.optim_wrapper.to_dict(), report)
         loader = _train_loader(cfg, images, report)
         with named('this config cannot be built'):
             runner = Runner(
-                **given,
+                **{key: cfg.get(key) for key in GIVEN},
                 work_dir=work_dir,
                 train_dataloader=loader,
                 optim_wrapper=wrapper,
@@ -82,8 +81,7 @@ def _with_rollback(wrapper: dict, report: RollbackReport) -> dict:
         return wrapper
     theirs = wrapper.get('paramwise_cfg', {})
     kept = {key: value for key, value in (theirs or {}).items() if key in STOCK_KEYS}
-    rollback = dict(max_level=RollbackSettings().max_level)
-    others, replaced = '', ''
+    rollback, others, replaced = dict(max_level=RollbackSettings.max_level), '', ''
     if kept != theirs:  # another constructor's keys would be refused; _delete_ also replaces a paramwise_cfg of None
         others = ''.join(f', {key}={value!r}' for key, value in dict(_delete_=True, **kept).items())
         dropped = ', '.join(key for key in theirs or () if key not in kept) or 'paramwise_cfg'
@@ -130,14 +128,9 @@ def _fill(runner: Runner, origins: dict, points: list[list[dict]], index: dict, 
     numbers = {p: i for i, group in enumerate(optimizer.param_groups) for p in group['params']}
     states = statistics_states(model)
     for name, p in model.named_parameters():
-        row = Parameter(
-            name,
-            *index[name],
-            number=p.numel(),
-            source=origins.get(p, CLAIMED if p in selected else NEW),
-            frozen=not p.requires_grad,
-            norm=states.get(name.rpartition('.')[0], ''),
-        )
+        source, norm = origins.get(p, CLAIMED if p in selected else NEW), states.get(name.rpartition('.')[0], '')
+        (layer, layers), frozen = index[name], not p.requires_grad
+        row = Parameter(name, layer, layers, p.numel(), source, frozen, norm)
         report.parameters.append(row)
         if p not in numbers:
             continue
@@ -155,33 +148,26 @@ def _warnings(cfg: Mapping, settings: RollbackSettings, report: RollbackReport) 
     backbone = [row for row in rows if row.layer < row.layers]
     loaded = sum(row.number for row in backbone if row.source != NEW) / (sum(row.number for row in backbone) or 1)
     if any(row.source != NEW for row in rows) and loaded < 0.5:
-        yield (
-            f'Only {loaded:.0%} of the backbone is pre-trained; the rest starts at random and is not rolled back. Does '
-            'the checkpoint fit the backbone?'
-        )
+        yield f'Only {loaded:.0%} of the backbone is pre-trained, the rest is random. Does the checkpoint fit it?'
     claimed = [row.name for row in rows if row.source == CLAIMED]
     if claimed:
-        yield (
-            f'{len(claimed)} parameters, like {claimed[0]}, count as pre-trained because of '
-            f'pretrained={settings.pretrained!r}, but no checkpoint has them: rollback would hold them at their start.'
-        )
+        because = f'because of pretrained={settings.pretrained!r}, but no checkpoint has them'
+        yield f'{len(claimed)} parameters, like {claimed[0]}, count as pre-trained {because}.'
     if not any(row.level for row in rows):
         yield 'lambda is 0 everywhere: this is plain training. Set rollback.max_level above 0.'
     risen = [row for row in rows if row.level and max(row.w) > row.level * (1 + 1e-6)]
     if risen:
+        w, level = max(max(row.w) for row in risen), max(row.level or 0 for row in risen)
         yield (
-            f'The learning rate rises above its first value, and w with it: to {max(max(row.w) for row in risen):.3g}, '
-            f'where lambda is at most {max(row.level or 0 for row in risen):.3g}. The schedule (its eta_min) is made '
-            "for a higher optimizer.lr; adapt it, or take coupling='constant'."
+            f'The learning rate rises above its first value, and w with it: to {w:.3g}, above the highest lambda, '
+            f"{level:.3g}. Adapt the schedule (eta_min) to optimizer.lr, or take coupling='constant'."
         )
     half_lives = [row.half_life for row in rows if row.half_life]
     if half_lives and min(half_lives) > report.iterations:
-        yield (
-            f'Rollback will hardly show: a deviation takes at least {min(half_lives):,.0f} steps to halve, and the run '
-            f'has {report.iterations:,}. Raise max_level.'
-        )
+        least = f'at least {min(half_lives):,.0f} steps to halve, and the run has {report.iterations:,}'
+        yield f'Rollback will hardly show: a deviation takes {least}. Raise max_level.'
     if not rule.is_review:
-        share = 'w and half-lives are those of its decay' if rule.has_share else 'a step takes no fixed share back, so w is 0'
+        share = 'w is the share of its decay' if rule.has_share else 'a step takes no fixed share back, so w is 0'
         yield f'rule={rule.name!r}: the column lambda has its {rule.symbol}; {share}.'
     elif settings.coupling == 'lr' and not cfg.get('param_scheduler'):
         yield "coupling='lr' without a param_scheduler: w stays at lambda to the end, as with coupling='constant'."
@@ -190,7 +176,7 @@ def _warnings(cfg: Mapping, settings: RollbackSettings, report: RollbackReport) 
     against = sorted({layer for share, layer in rest if share < 0.9})
     if against:
         yield (
-            f'Weight decay pulls to 0, against rollback: without gradients, weights of layer '
-            f'{", ".join(map(str, against))} would shrink to as little as {min(rest)[0]:.0%} of their pre-trained '
-            'values. Lower weight_decay there (custom_keys, decay_mult) or raise the level.'
+            f'Weight decay pulls to 0, against rollback: without gradients, layer {", ".join(map(str, against))} would '
+            f'shrink to {min(rest)[0]:.0%} of theta_0. Lower weight_decay there (custom_keys, decay_mult) or raise the '
+            'level.'
         )

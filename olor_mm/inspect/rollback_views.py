@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable
 from itertools import accumulate, chain, groupby
+from operator import attrgetter
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -21,8 +22,8 @@ NONE = '-'
 
 def by_layer(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
     """The parameters of every layer, from the input to the head."""
-    ordered = sorted(parameters, key=lambda row: (row.layer, row.layers))
-    return [list(rows) for _, rows in groupby(ordered, key=lambda row: (row.layer, row.layers))]
+    place = attrgetter('layer', 'layers')
+    return [list(rows) for _, rows in groupby(sorted(parameters, key=place), key=place)]
 
 
 def modules_of(layers: list[list[Parameter]]) -> list[list[str]]:
@@ -152,33 +153,25 @@ def _in_epochs(half_lives: Iterable[float | None], report: RollbackReport) -> li
 
 def _parameter_lines(report: RollbackReport, marks: dict[str, str]) -> Iterable[str]:
     """Two lines per parameter, since a name can fill a line."""
+    aligned = '{:>7}{:>10}{:>9}{:>8}{:>9}{:>11}{:>9}{:>11}{:>11}{:>11}'.format
     yield 'Every parameter'
-    columns = ('layer', 'number', 'source', 'frozen', 'norm', 'lr at top', 'decay', 'lambda', 'w at top', 'half-life')
-    yield _aligned(columns)
+    yield aligned(
+        'layer', 'number', 'source', 'frozen', 'norm', 'lr at top', 'decay', 'lambda', 'w at top', 'half-life'
+    )
     for row in report.parameters:
         yield row.name
-        figures = (
-            _span(row.lr[1:2]),
-            _span([row.weight_decay]),
-            _span([row.level]),
-            _span(row.w[1:2] if any(row.w) else ()),
-        )
         kind = (_count(row.number), marks[row.source], 'yes' if row.frozen else NONE, row.norm or NONE)
-        yield _aligned((str(row.layer), *kind, *figures, _span([row.half_life], _steps)))
-
-
-def _aligned(cells: Iterable[str]) -> str:
-    return ''.join(f'{cell:>{width}}' for cell, width in zip(cells, (7, 10, 9, 8, 9, 11, 9, 11, 11, 11)))
+        figures = (row.lr[1:2], [row.weight_decay], [row.level], row.w[1:2] if any(row.w) else ())
+        yield aligned(row.layer, *kind, *map(_span, figures), _span([row.half_life], _steps))
 
 
 def _print_summary(report: RollbackReport, console: Console) -> None:
-    rows = report.parameters
-    held = [row for row in rows if any(row.w)]
-    frozen = [row for row in rows if row.frozen]
+    rows, held = report.parameters, [row for row in report.parameters if any(row.w)]
+    frozen = sum(row.frozen for row in rows)
     lines = [
         f'Rolled back: {len(held)} of {len(rows)} parameter tensors, {_count(sum(row.number for row in held))} of '
         f'{_count(sum(row.number for row in rows))} parameters'
-        + (f'; frozen: {len(frozen)} tensors, which get an anchor once they are trained' if frozen else ''),
+        + (f'; frozen: {frozen} tensors, which get an anchor once they are trained' if frozen else ''),
         f'Anchors: {sum(row.anchor_bytes for row in rows) / 2**20:.1f} MiB of memory',
         f'Pre-trained norm layers: {report.norms}',
         f'One process; {report.data}',
@@ -193,8 +186,7 @@ def _print_summary(report: RollbackReport, console: Console) -> None:
         )
     if any(state != 'loaded' for state in report.sources.values()):
         lines.append(
-            'Declared checkpoints are not on this machine: the tables assume that they hold every weight of their '
-            'module. Put them into the cache, or train once, to verify it'
+            'Declared checkpoints are not on this machine, and are assumed to hold all weights of their module'
         )
     for line in lines:
         console.print(f'- {line}.', highlight=False, markup=False)
@@ -231,21 +223,19 @@ def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
         ValueError: If matplotlib does not know its format.
     """
     layers = by_layer(report.parameters)
-    places = range(len(layers))
     held = [[row for row in rows if any(row.w)] for rows in layers]
     figure = Figure(figsize=(max(7, min(14, 3 + 0.34 * len(layers))), 5.4), layout='constrained')
     axes = figure.add_subplot()
     levels = [max((row.level or 0.0 for row in rows), default=0.0) for rows in layers]
-    shown = [i for i in places if held[i]]
-    idle = [i for i in places if not held[i]]
+    shown, idle = ([i for i, rows in enumerate(held) if bool(rows) == is_held] for is_held in (True, False))
     axes.bar(shown, [levels[i] for i in shown], color=BLUE, label='lambda of layers that are rolled back')
     if any(levels[i] for i in idle):
         label = 'lambda of layers that are not'
         axes.bar(idle, [levels[i] for i in idle], color='white', edgecolor=GREY, hatch='///', label=label)
     for i in idle:
         states = {'frozen' if row.frozen else 'new' if row.source == NEW else 'lambda 0' for row in layers[i]}
-        look = dict(rotation=90, ha='center', bbox=dict(facecolor='white', edgecolor='none', pad=1))
-        axes.annotate(', '.join(sorted(states)), (i, 0), (0, 4), textcoords='offset points', **look)
+        label, frame = ', '.join(sorted(states)), dict(facecolor='white', edgecolor='none', pad=1)
+        axes.annotate(label, (i, 0), (0, 4), textcoords='offset points', rotation=90, ha='center', bbox=frame)
     points = [
         (0, 'w at the first step', 'o', 'white'),
         (1, f'w at the highest rate (iteration {report.top_iteration:,})', 'D', YELLOW),
@@ -258,11 +248,10 @@ def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
         names = [', '.join(names).removeprefix('backbone.') for names in modules_of(layers)]
         names = [name if len(name) <= 24 else f'{name[:22]} ...' for name in names]
         labels = [f'{name}: {rows[0].layer}' for name, rows in zip(names, layers)]
-        axes.set_xticks(places, labels, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
+        axes.set_xticks(range(len(layers)), labels, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
     highest = max([*levels, *(value for row in report.parameters for value in row.w)])
     axes.set(ylim=(0, highest * 1.05 or 1), xlim=(-0.7, len(layers) - 0.3))
-    axes.set_xlabel('layer i, from the input (left) to neck and head (right)')
-    axes.set_ylabel('lambda, w (share of the way back per step)')
+    axes.set(xlabel='layer i, from the input to neck and head', ylabel='lambda, w (share of the way back per step)')
     halves = axes.secondary_yaxis('right')
     ticks = [tick for tick in axes.get_yticks() if 0 < tick <= axes.get_ylim()[1]]
     halves.set_yticks(ticks, [_steps(math.log(2) / tick) for tick in ticks])

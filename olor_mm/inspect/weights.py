@@ -54,7 +54,7 @@ def load_weights(runner: Runner, load_from: str | None, report: RollbackReport) 
                     load()
                 report.sources[checkpoint] = 'loaded'
                 if module is model:
-                    report.warnings += _mismatches(model, state.get('state_dict', state), checkpoint)
+                    _note_mismatches(model, state.get('state_dict', state), checkpoint, report)
         origins.update(dict.fromkeys(record.loaded(model.parameters()), checkpoint))
         record.close()
     return origins
@@ -66,15 +66,11 @@ def _pretrained_cfgs(module: nn.Module) -> list[dict]:
     return [cfg for cfg in cfgs if isinstance(cfg, dict) and is_named(cfg.get('type'), 'Pretrained')]
 
 
-def _mismatches(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> list[str]:
-    shapes = {
-        name: f'{name} is {tuple(state[name].shape)} there and {tuple(p.shape)} here'
-        for name, p in model.named_parameters()
-        if name in state and state[name].shape != p.shape
-    }
-    if not shapes:
-        return []
-    return [
-        f'{len(shapes)} parameters have another shape in {checkpoint} and start at random, like a head with another '
-        f'number of classes: {", ".join(shapes)}. {next(iter(shapes.values()))}.'
-    ]
+def _note_mismatches(model: nn.Module, state: dict[str, Tensor], checkpoint: str, report: RollbackReport) -> None:
+    shapes = {n: p.shape for n, p in model.named_parameters() if n in state and state[n].shape != p.shape}
+    if shapes:
+        name, here = next(iter(shapes.items()))
+        report.warnings.append(
+            f'{len(shapes)} parameters have another shape in {checkpoint} and start at random, as a head does with '
+            f'other classes: {", ".join(shapes)}. {name} is {tuple(state[name].shape)} there and {tuple(here)} here.'
+        )

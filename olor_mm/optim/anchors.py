@@ -11,11 +11,7 @@ from torch.nn import Parameter
 
 
 def check_anchor_options(group: dict, where: str) -> dict:
-    """The options ``anchor_dtype``, ``anchor_device`` and ``anchor_file`` of a group as plain strings, checked.
-
-    Raises:
-        ValueError: The message has the key, its value and what would be right.
-    """
+    """The options ``anchor_dtype``, ``anchor_device`` and ``anchor_file`` of a group as plain strings, checked."""
     dtype, device, file = group['anchor_dtype'], group['anchor_device'], group['anchor_file']
     if dtype is not None:
         known = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix('torch.'), None)
@@ -89,11 +85,7 @@ class AnchorFiles:
         self._tensors: dict[str, dict[str, Tensor]] = {}
 
     def open_all(self, paths: Iterable[str]) -> None:
-        """Memory-map files.
-
-        Raises:
-            ValueError: If one does not have plain tensors.
-        """
+        """Memory-map files; a ValueError if one does not have plain tensors."""
         for path in paths:
             if os.path.isfile(path):  # adopting its anchors reports a file that a resumed state names and that is gone
                 self._open(path)
@@ -108,11 +100,7 @@ class AnchorFiles:
         return None
 
     def reopen(self, p: Parameter, entry: dict, group: dict) -> Tensor:
-        """The tensor that an entry names, from the files of the group or from the file of the entry.
-
-        Raises:
-            ValueError: If the file is not there or has been changed.
-        """
+        """The tensor that an entry names; a ValueError if its file is not there or has been changed."""
         for path in (*(group['anchor_file'] or ()), entry['file']):
             if os.path.isfile(path) and _sha256(path) == entry['sha256']:
                 self.entries[p] = {**entry, 'file': path}

@@ -28,12 +28,6 @@ def fastest_flags(cls: type, params: Iterable, rollback: float, options: dict) -
 
     ``foreach`` is not forced on CPU, where torch leaves it off: there it takes 1.1 to 1.5 times as long as the loop
     (``python benchmarks/optimizer_step.py``). Without any rollback, nothing is changed of the base optimizer.
-
-    Args:
-        cls (type): Class of the optimizer.
-        params (Iterable): Its first argument, from :func:`listed`.
-        rollback (float): Its default lambda.
-        options (dict): Its keyword arguments.
     """
     groups = [entry for entry in params if isinstance(entry, dict)] if isinstance(params, (list, tuple)) else []
     if not rollback and not any(group.get('rollback') for group in groups):

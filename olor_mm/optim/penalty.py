@@ -20,11 +20,7 @@ def is_number(value) -> bool:
 
 
 def check_number(name: str, value, hint: str, highest: float = FLOAT32_MAX) -> None:
-    """Refuse what is not a number in [0, highest].
-
-    Raises:
-        ValueError: The message has the name, the value, the range and the hint.
-    """
+    """Refuse what is not a number in [0, highest], by a ValueError with name, value, range and hint."""
     if not is_number(value) or not 0 <= value <= highest:
         raise ValueError(f'{name}={value!r} is not a number in [0, {highest:g}]; {hint}')
 

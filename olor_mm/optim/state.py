@@ -29,6 +29,7 @@ class AnchoredState(Optimizer):
     """
 
     warn = staticmethod(warnings.warn)  # replaced where there is a log that people read
+    param_groups: list[dict]
     _rollback_defaults: dict[str, Any]
 
     def _start_state(self) -> None:
@@ -79,11 +80,7 @@ class AnchoredState(Optimizer):
             self.state[p]['anchor'] = anchor
 
     def adopt_anchors(self, anchors: dict[Parameter, Tensor | dict | None]) -> None:
-        """Make these the anchors; an anchor in a file is given by its entry there.
-
-        Raises:
-            ValueError: If a file is not there or is another one, or an anchor has another shape than its parameter.
-        """
+        """Make these the anchors; an anchor in a file is given by its entry there."""
         for group in self.param_groups:
             for p in group['params']:
                 if p not in anchors:
@@ -145,16 +142,9 @@ class AnchoredState(Optimizer):
 def loading_anchors(optimizer, inner: AnchoredState, state_dict: dict) -> Iterator[dict]:
     """Load a saved state around what the base optimizer loads of it: the one way for plain optimizers, ZeRO and FSDP.
 
-    Args:
-        optimizer (Optimizer): Has the parameter groups that the state numbers.
-        inner (AnchoredState): Has the anchors: the optimizer itself, or that of this process within ZeRO.
-        state_dict (dict): The saved state.
-
-    Yields:
-        dict: The state without anchors, which torch would cast to the dtype of their parameters.
-
-    Raises:
-        ValueError: As :meth:`AnchoredState.load_state_dict`.
+    ``optimizer`` has the parameter groups that the state numbers; ``inner`` has the anchors, and is the same, or the
+    optimizer of this process within ZeRO. Yields the state without anchors, which torch would cast to the dtype of
+    their parameters.
     """
     check_loadable(type(inner).__name__, state_dict, optimizer.param_groups, inner.defaults)
     before = [dict(group) for group in optimizer.param_groups]
@@ -187,17 +177,9 @@ def statistics_in(state_dict: dict) -> dict[str, Tensor]:
 
 
 def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: Iterable[str]) -> None:
-    """Refuse a state that an optimizer with these groups cannot go on from.
+    """Refuse a saved state that an optimizer of this name, with these groups and options, cannot go on from.
 
-    Args:
-        name (str): Of the optimizer, for the message.
-        state_dict (dict): What would be loaded.
-        groups (list[dict]): ``param_groups`` of the optimizer.
-        defaults (Iterable[str]): Names of its options.
-
-    Raises:
-        ValueError: If rollback is on and the state has no anchors, the groups have other parameters, or the state is
-            of an optimizer without these options.
+    That is one without anchors though rollback is on, with other groups, or of another type of optimizer.
     """
     states = state_dict['state'].values()
     anchored = any('anchor' in state for state in states)
@@ -240,14 +222,9 @@ def _difference(theirs: list[list[str | None]], ours: list[list[str | None]]) ->
 
 
 def settle_options(groups: list[dict], before: list[dict]) -> list[str]:
-    """After loading a state: where anchors are kept is a matter of this machine, all else is as the state has it.
+    """After loading: where anchors are kept is a matter of this machine, all else is as the state has it.
 
-    Args:
-        groups (list[dict]): ``param_groups``, now with the options of the state.
-        before (list[dict]): Their options until then.
-
-    Returns:
-        list[str]: A sentence if options of the configuration are not used.
+    Returns a sentence if options of the configuration, in ``before``, are not used.
     """
     for group, here in zip(groups, before):
         group.update(anchor_device=here['anchor_device'], anchor_file=here['anchor_file'])

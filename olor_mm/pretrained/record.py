@@ -73,15 +73,7 @@ class LoadRecord:
             self._kept[module] = {name: value.detach().clone() for name, value in running_statistics(module).items()}
 
     def adopt(self, other: 'LoadRecord', copied: nn.Module, model: nn.Module) -> None:
-        """Take over what another record saw of a copy of the model.
-
-        Whether the model holds the same values is asked by :meth:`unchanged`, as of all that was loaded.
-
-        Args:
-            other (LoadRecord): The record of the copy.
-            copied (nn.Module): The copy; its parameters and sub-modules are in the order of the model's.
-            model (nn.Module): The model that this record watches.
-        """
+        """Take over what another record saw of a copy of the model that this record watches."""
         for p, twin in zip(model.parameters(), copied.parameters(), strict=True):
             if twin in other._loaded:
                 self._loaded[p] = other._loaded[twin]

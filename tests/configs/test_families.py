@@ -21,8 +21,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
+from execution import execution_order
 from olor_mm.cli.launch import config_file, load_config
-from olor_mm.layers import execution_order
 
 CONFIGS = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob('configs/*/olor/*.py'))
 # of these the quick tests have the smaller size, or the config for a whole pre-trained model, which builds on this one

@@ -104,16 +104,26 @@ def test_a_run_in_bfloat16_autocast_keeps_float32_weights_and_anchors(data, tmp_
 
 
 def test_a_compiled_model_trains_as_the_eager_one(data, tmp_path):
+    """On a model of few layers: each takes seconds to compile."""
+    arch = dict(embed_dims=16, depth=1, patch_size=8, kernel_size=3)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        source = MODELS.build(dict(type='ConvMixer', arch=arch)).state_dict()
+    torch.save(source, tmp_path / 'source.pth')
+    source = {f'backbone.{name}': value for name, value in source.items()}
     ends = {}
     for compiled in (False, dict(backend='aot_eager')):
         torch._dynamo.reset()
-        cfg = config(tmp_path / str(bool(compiled)), data, compile=compiled)
+        cfg = config(tmp_path / str(bool(compiled)), data, iterations=2, compile=compiled)
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'source.pth'))
+        cfg.model.backbone = dict(type='ConvMixer', arch=arch, init_cfg=init_cfg)
+        cfg.model.head.in_channels = 16
         cfg.optim_wrapper.optimizer.eps = 1e-2  # or Adam makes full steps of rounding
         runner, checkpoint = train(cfg)
         found = anchors(checkpoint, names_of(runner))
-        assert_anchors_are_the_checkpoints(found, pretrained_state(data), parameter_names(runner, 'backbone.'))
+        assert_anchors_are_the_checkpoints(found, source, parameter_names(runner, 'backbone.'))
         assert checkpoint['optimizer']['pretrained_statistics']
         ends[bool(compiled)] = checkpoint['state_dict']
+    assert not torch.equal(ends[True]['backbone.stem.0.weight'], source['backbone.stem.0.weight'])
     for name, value in ends[False].items():
         torch.testing.assert_close(ends[True][name], value, rtol=1e-3, atol=1e-4)
 

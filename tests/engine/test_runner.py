@@ -17,7 +17,9 @@ def config(work_dir, data, epochs=1, iterations=3, **changes) -> Config:
     cfg = Config.fromfile(ROOT / CLASSIFICATION)
     cfg.work_dir = str(work_dir)
     images = [7 * i for i in range(8 * iterations)]
-    cfg.train_dataloader.dataset.update(data_root=str(data / 'digits/train'), indices=images)
+    # without serialize_data=False every dataset collects garbage
+    digits = dict(data_root=str(data / 'digits/train'), indices=images, serialize_data=False)
+    cfg.train_dataloader.dataset.update(digits)
     cfg.train_dataloader.update(batch_size=8, num_workers=0, collate_fn=dict(type='default_collate'), drop_last=True)
     cfg.model.backbone.init_cfg.checkpoint = str(data / 'weights/mobilenet_v2_mmpretrain.pth')
     cfg.optim_wrapper.paramwise_cfg.rollback.max_level = LEVEL
@@ -202,15 +204,6 @@ def test_resuming_without_optimizer_state_or_from_stock_is_refused(data, tmp_pat
         run(cfg)
 
 
-@pytest.mark.parametrize('persistent', [True, False])
-def test_the_hook_says_when_augmentation_will_not_repeat(data, tmp_path, capfd, persistent):
-    cfg = config(tmp_path, data, log_level='WARNING')
-    cfg.train_dataloader.update(num_workers=1, persistent_workers=persistent)
-    run(cfg)
-    printed = ''.join(capfd.readouterr())
-    assert ('set train_dataloader.persistent_workers=False' in printed) == persistent
-
-
 def test_resume_in_process_keeps_anchors_and_ends_as_the_uninterrupted_run(data, tmp_path):
     _, straight = run(config(tmp_path / 'straight', data, epochs=4))
     runner = Runner.from_cfg(config(tmp_path / 'resumed', data, epochs=4))
@@ -250,7 +243,7 @@ class StopAfter(Hook):
     'change, message',
     [
         (dict(pretrained=['head']), r"pretrained=\['head'\]: every parameter under it has level 0 or is frozen"),
-        (dict(frozen=True), 'no parameter that is trained has a level above 0: all of the backbone is frozen'),
+        (dict(frozen=True), 'no parameter that is trained has a level above 0: the backbone is frozen'),
     ],
 )
 def test_a_run_in_which_nothing_would_be_rolled_back_is_refused(data, tmp_path, change, message):

@@ -1,10 +1,8 @@
 """Running statistics of pre-trained norm layers: kept before the first forward pass, carried along, put back."""
 
-import sys
-
 import pytest
 import torch
-from conftest import ROOT, load, run
+from conftest import ROOT, load, tool
 from test_runner import StopAfter, config, pretrained_state
 from test_runner import run as train
 
@@ -46,8 +44,8 @@ def test_the_tool_writes_the_pretrained_model_with_its_old_head(data, tmp_path):
     _, checkpoint = train(config(tmp_path / 'run', data))
     written = tmp_path / 'out/source.pth'
     pretrained = data / 'weights/mobilenet_v2_mmpretrain.pth'
-    tool = [sys.executable, 'tools/model_converters/restore_pretrained.py']
-    done = run(*tool, ROOT / (tmp_path / 'run/last_checkpoint').read_text(), pretrained, written)
+    script = 'tools/model_converters/restore_pretrained.py'
+    done = tool(script, ROOT / (tmp_path / 'run/last_checkpoint').read_text(), pretrained, written)
     assert '156 tensors kept statistics, ' in done.stdout.replace('156 tensors fine-tuned, ', '')
     state = load(written)['state_dict']
     assert state.keys() == source.keys()
@@ -59,9 +57,9 @@ def test_the_tool_writes_the_pretrained_model_with_its_old_head(data, tmp_path):
 
     stock = tmp_path / 'stock.pth'
     torch.save(dict(state_dict=checkpoint['state_dict']), stock)
-    done = run(*tool, stock, pretrained, written, check=False)
+    done = tool(script, stock, pretrained, written, check=False)
     assert done.returncode and 'does not have the pre-trained running statistics of 104 buffers' in done.stdout
-    done = run(*tool, stock, pretrained, written, '--prefix', 'back.', check=False)
+    done = tool(script, stock, pretrained, written, '--prefix', 'back.', check=False)
     assert done.returncode and "prefix='back.'" in done.stdout
 
 

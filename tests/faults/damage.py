@@ -1,4 +1,4 @@
-"""What happens to files: damages, and pickles that would run code if they were trusted."""
+"""Damaged files, and pickles that run code when they are loaded without care."""
 
 import io
 import os
@@ -58,7 +58,7 @@ class OrderedCalls(dict):
 
 
 def hostile(canary: Path) -> dict:
-    """Contents that make a file when they are read without care, by name."""
+    """Contents that create the canary file when they are loaded without care, by name."""
     command = f'touch {canary}'
     source = f'open({str(canary)!r}, "w").close()'
     weights = {'layer': torch.ones(2)}

@@ -48,7 +48,7 @@ def free_port() -> int:
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], object]) -> bool:
-    """Whether it came to that before the process ended."""
+    """Wait for a condition; False if the process ends before."""
     while process.poll() is None:
         if condition():
             return True

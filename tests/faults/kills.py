@@ -3,8 +3,8 @@
 python tests/faults/kills.py work_dirs/reliability/kills.jsonl                              # 8 runs, 10 kills each
 python tests/faults/kills.py work_dirs/reliability/kills_2.jsonl --processes 2 --runs 2     # of two processes
 
-A row is written for every kill and every run; runs that are in the file already are not done again. About 3 minutes a
-run on 2 CPU cores, most of it spent on starting.
+It writes a row for every kill and every run, and skips runs that are in the file. About 3 minutes a run on 2 CPU cores,
+most of it for starting.
 """
 
 import argparse
@@ -45,11 +45,11 @@ MOMENTS = (
     'saving',
     'starting',
 )
-HANGS = 120  # seconds after which what is left of a job is not waited for
+HANGS = 120  # seconds to wait for the rest of a job
 
 
 def differences(one: dict, other: dict) -> dict[str, float]:
-    """The largest one of weights and buffers, of states of the optimizer but its anchors, and of anchors."""
+    """Largest differences of weights and buffers, of optimizer states except anchors, and of anchors."""
     largest = dict(weights=0.0, states=0.0, anchors=0.0)
     states = [checkpoint['optimizer']['state'] for checkpoint in (one, other)]
     pairs = [('weights', one['state_dict'], other['state_dict'])]
@@ -108,7 +108,7 @@ class Run:
             return None
         kill(self.random.choice(ranks))
         try:
-            return None if process.wait(HANGS) else 'the other process ended as if all was well'
+            return None if process.wait(HANGS) else 'the other process ended with exit code 0'
         except subprocess.TimeoutExpired:
             kill_all(process)
             return f'the other process was still there after {HANGS} s'

@@ -1,24 +1,18 @@
-"""Any config and any command line works, or is answered by one error that names key, value and remedy."""
+"""Any config works, or is answered by one error that names key, value and remedy."""
 
 import copy
-import sys
 import traceback
 from collections import Counter
 
-import bad_command_lines as lines
 import bad_configs as configs
 import numpy as np
 import pytest
 import torch
-from bad_command_lines import MOBILENET, PRINT, RESTORE, TEST, TRAIN, WISE, files
+from bad_command_lines import files
 from bad_configs import BASES, EXPLAINED, PACKAGE, WORKS, Case, study, unexplained
-from conftest import run
-from damage import hostile
 from hypothesis import HealthCheck, given, settings
 from mmengine.registry import HOOKS
 from torch import nn
-
-from olor_mm.names import nearest
 
 QUICK = dict(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
@@ -30,23 +24,12 @@ def test_any_config_works_or_is_explained(case):
     assert outcome in (WORKS, EXPLAINED), detail
 
 
-@settings(max_examples=20, **QUICK)
-@given(lines.lines())
-def test_any_command_line_works_or_is_explained(line):
-    outcome, detail = lines.judge(line)
-    assert outcome in (WORKS, EXPLAINED), detail
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(2))
-def test_hundreds_of_each_do(seed):
-    for strategy, judge, number in (
-        (configs.cases(), configs.judge, 500),
-        (lines.lines(), lines.judge, 200),
-    ):
-        found = [(case, outcome, detail) for case, outcome, detail in study(strategy, judge, number, seed)]
-        assert [row for row in found if row[1] not in (WORKS, EXPLAINED)] == []
-        assert all(Counter(row[1] for row in found)[outcome] > number / 30 for outcome in (WORKS, EXPLAINED))
+def test_hundreds_of_configs_do(seed):
+    found = [(case, outcome, detail) for case, outcome, detail in study(configs.cases(), configs.judge, 500, seed)]
+    assert [row for row in found if row[1] not in (WORKS, EXPLAINED)] == []
+    assert all(Counter(row[1] for row in found)[outcome] > 500 / 30 for outcome in (WORKS, EXPLAINED))
 
 
 def test_the_study_tells_a_bad_answer_from_a_good_one():
@@ -204,126 +187,3 @@ def test_options_of_the_checkpoint_hook_are_checked_when_it_is_built(key):
     also = dict(save_best='acc') if key == 'rule' else {}
     with pytest.raises(ValueError, match=f'SafeCheckpointHook.*{message}'):
         HOOKS.build(dict(type='olor_mm.SafeCheckpointHook', **{key: value}, **also))
-
-
-@pytest.mark.parametrize('name', ['FreezeBackboneHook', 'ResumableRandomnessHook', 'ConsolidateOptimizerHook'])
-def test_hooks_without_options_take_none(name):
-    HOOKS.build(dict(type=f'olor_mm.{name}'))
-    with pytest.raises(ValueError, match=rf"{name}: unknown key 'seed' \(=1\); it takes none; leave it out"):
-        HOOKS.build(dict(type=f'olor_mm.{name}', seed=1))
-
-
-def trained(*options: str) -> tuple:
-    return TRAIN, (files()['config.py'], '--work-dir', files()['new'] + '/run', '--cfg-options', *options)
-
-
-LINES_BY_HAND = {
-    'variable of a base': (trained('rollback.max_level=0.1'), 'set optim_wrapper.paramwise_cfg.rollback.max_level=0.1'),
-    'typo of a section': (trained('optim_wraper.optimizer.lr=1'), "did you mean 'optim_wrapper'?"),
-    'typo of a hook': (trained('custom_hooks.0.type=ResumableRandomnesHook'), "Did you mean 'ResumableRandomnessHook'"),
-    'typo of a scheduler': (trained('param_scheduler.0.type=CosinAnnealingLR'), "Did you mean 'CosineAnnealingLR'"),
-    'typo of a runner': (trained('runner_type=FlexibleRuner'), "Did you mean 'FlexibleRunner'"),
-    'typo of a metric': (trained('default_hooks.checkpoint.save_best=acuracy/top1'), "did you mean 'accuracy/top1'"),
-    'unbalanced': (trained('optim_wrapper.optimizer.betas=[0.9,(0.99]'), 'give lists as key=[a,b]'),
-    'no module': (trained('custom_imports.imports=no_such_module'), 'Give names of installed modules'),
-    'word for a switch': (trained('resume=no'), "resume='no' is not True or False; give one"),
-    'no such backend': (
-        trained('default_hooks.checkpoint.backend_args.backend=nope'),
-        "{'backend': 'nope'} cannot be used",
-    ),
-    'no number': (trained('param_scheduler.0.T_max=nan'), 'param_scheduler.0.T_max=nan is not a number; give one'),
-    'no number for a schedule': (trained('param_scheduler.0.T_max=['), 'param_scheduler.0.T_max=['),
-    'no value': ((WISE, ('whole.pth', 'whole.pth', 'new', '--prefix=--')), "--prefix: '--' is no value; give another"),
-    'not a section': (trained('optim_wrapper=[]'), 'optim_wrapper=[]'),
-    'other model': ((TEST, ('config.py', 'other.pth')), 'weights of this model'),
-    'a part of it': ((TEST, ('config.py', 'part.pth')), 'give a checkpoint of this model'),
-    'no directory': (
-        (TEST, ('config.py', 'whole.pth', '--out', '/nowhere/a.pkl')),
-        "--out '/nowhere/a.pkl' cannot be written",
-    ),
-    'nothing in common': ((WISE, ('whole.pth', 'other.pth', 'new')), "prefix=''"),
-    'over a directory': ((WISE, ('whole.pth', 'whole.pth', 'folder')), 'cannot be written'),
-    'without statistics': ((RESTORE, ('whole.pth', 'whole.pth', 'new')), 'give a checkpoint of a run with'),
-    'no format': ((PRINT, ('config.py', '--plot', 'a.doc')), "--plot 'a.doc': give a file that ends with"),
-}
-
-
-@pytest.mark.parametrize('name', LINES_BY_HAND)
-def test_command_lines_by_hand(name):
-    (tool, argv), message = LINES_BY_HAND[name]
-    code, said, error = lines.call(tool, tuple(files().get(part, part) for part in argv))
-    assert error is None and code, said
-    assert message in said and 'Traceback' not in said
-
-
-START = (TRAIN, ('config.py', '--work-dir', 'new'))
-HOSTILE = {
-    'load_from': (TRAIN, (*START[1], '--cfg-options', 'load_from=hostile')),
-    'resume': (TRAIN, (*START[1], '--resume', 'hostile')),
-    'init_cfg': (TRAIN, (*START[1], '--cfg-options', 'model.backbone.init_cfg.checkpoint=hostile')),
-    'anchor_file': (TRAIN, (*START[1], '--cfg-options', 'optim_wrapper.optimizer.anchor_file=hostile')),
-    'test': (TEST, ('config.py', 'hostile', '--work-dir', 'new')),
-    'print_rollback, load_from': (PRINT, ('config.py', '--load-from', 'hostile')),
-    'print_rollback, init_cfg': (PRINT, ('config.py', '--cfg-options', 'model.backbone.init_cfg.checkpoint=hostile')),
-    'wise_ft, pretrained': (WISE, ('hostile', 'whole.pth', 'new')),
-    'wise_ft, finetuned': (WISE, ('whole.pth', 'hostile', 'new')),
-    'restore_pretrained, finetuned': (RESTORE, ('hostile', 'whole.pth', 'new')),
-    'restore_pretrained, pretrained': (RESTORE, ('whole.pth', 'hostile', 'new')),
-    'torchvision_mobilenet_v2': (MOBILENET, ('hostile', 'new')),
-}
-
-
-@pytest.mark.parametrize('way', HOSTILE)
-def test_no_tool_runs_what_is_in_a_hostile_file(tmp_path, way):
-    tool, argv = HOSTILE[way]
-    file = tmp_path / 'hostile.pth'
-    torch.save(hostile(tmp_path / 'canary')['among the weights'], file)
-    code, said, error = lines.call(tool, tuple(files().get(part, part.replace('hostile', str(file))) for part in argv))
-    assert error is None and not (tmp_path / 'canary').exists()
-    said = ' '.join(said.split())
-    assert f"'{file}' has more in it than tensors and plain values, and was not opened" in said
-    assert code and '--trust-checkpoints' in said
-    torch.load(file, weights_only=False)
-    assert (tmp_path / 'canary').exists()  # it was in there
-
-
-@pytest.mark.parametrize(
-    'command, message',
-    [
-        (['bash', 'tools/dist_train.sh', 'nowhere.py', '2'], "CONFIG='nowhere.py' is not a file; give"),
-        (['bash', 'tools/dist_train.sh', 'README.md', 'two'], "GPUS='two' is not a number of processes; give"),
-        (['bash', 'tools/dist_test.sh', 'README.md', 'x.pth', '0'], "GPUS='0' is not a number of processes; give"),
-        pytest.param(
-            [sys.executable, 'tools/train.py', 'setup.py', '--resume', 'x.pth'],
-            "--resume 'x.pth' is not there; give",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            [sys.executable, 'tools/train.py', 'setup.py', '--worker-dir', 'x'],
-            "did you mean '--work-dir'?",
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=str,
-)
-def test_a_real_process_says_it_too(command, message):
-    done = run(*command, check=False)
-    assert done.returncode == 2 and message in done.stdout and 'Traceback' not in done.stdout
-
-
-def test_a_fault_within_training_is_raised_as_it_is(tmp_path, monkeypatch):
-    (tmp_path / 'broken.py').write_text(
-        'from mmengine.hooks import Hook\nfrom mmengine.registry import HOOKS\n\n\n@HOOKS.register_module()\n'
-        "class Broken(Hook):\n    def after_train_iter(self, *args, **kwargs):\n        raise RuntimeError('mine')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    code, said, error = lines.call(*trained('custom_imports.imports=broken', 'custom_hooks.0.type=Broken'))
-    assert isinstance(error, RuntimeError) and str(error) == 'mine'
-
-
-@pytest.mark.parametrize(
-    'wrong, right',
-    [('eas', 'eps'), ('lu', 'lr'), ('bteas', 'betas'), ('epss', 'eps'), ('ep', 'eps'), ('weight_dcay', 'weight_decay')],
-)
-def test_one_edit_is_nearer_than_many_common_letters(wrong, right):
-    assert nearest(wrong, ['lr', 'betas', 'eps', 'weight_decay']) == [right]

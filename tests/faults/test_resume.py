@@ -210,9 +210,9 @@ class Watch(Hook):
 
 def test_the_only_good_checkpoint_is_kept_until_the_next_is_there(data, tmp_path, monkeypatch):
     watch = Watch(monkeypatch, tmp_path)
-    trained(tmp_path, data, epochs=3, hook=dict(SAFE, max_keep_ckpts=1))
+    trained(tmp_path, data, hook=dict(SAFE, max_keep_ckpts=1))
     assert watch.good[0] == [] and all(watch.good[1:])
-    assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_3.pth']
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_2.pth']
 
 
 class Metric(Hook):
@@ -229,10 +229,10 @@ class Metric(Hook):
 
 def test_the_best_checkpoint_is_kept_until_a_better_one_is_there(data, tmp_path, monkeypatch):
     watch = Watch(monkeypatch, tmp_path)
-    trained(tmp_path, data, Metric(), epochs=3, hook=dict(SAFE, save_best='acc', max_keep_ckpts=1))
+    trained(tmp_path, data, Metric(), hook=dict(SAFE, save_best='acc', max_keep_ckpts=1))
     best = [any(name.startswith('best') for name in names) for names in watch.good]
     assert all(best[best.index(True) :])
-    assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['best_acc_epoch_3.pth', 'epoch_3.pth']
+    assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['best_acc_epoch_2.pth', 'epoch_2.pth']
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EIO])

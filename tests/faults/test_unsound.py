@@ -1,13 +1,12 @@
 """Trainings that break: gradients that are no numbers, a loss scale that collapses, epochs of another length."""
 
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hooks import Hook
+from runs import SAFE, Iterations, Terminate, equal, logged, resumed, trained
 from test_modes import amp_on_cpu, needs_cpu_scaler  # noqa: F401
-from test_resume import SAFE, Terminate, equal, resumed, run_dir, trained  # noqa: F401
 
 from olor_mm.durable.loading import CheckpointError, load
 
@@ -35,10 +34,8 @@ def parameters(file: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize('iterations', [(2,), range(2, 100)], ids=['one step', 'for ever'])
-def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(data, tmp_path, run_dir, iterations):  # noqa: F811
-    message = (
-        rf"epoch_2\.pth was not saved: .* no longer finite, like '{BROKEN}'.*last good checkpoint is .*epoch_1\.pth"
-    )
+def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(data, tmp_path, run_dir, iterations):
+    message = rf"epoch_2\.pth was not saved: .* no longer finite, like '{BROKEN}'.*epoch_1\.pth"
     with pytest.raises(CheckpointError, match=message):
         trained(tmp_path, data, Poison(*iterations), hook=KEEP_ONE)
     assert [file.name for file in tmp_path.glob('*.pth')] == ['epoch_1.pth']
@@ -53,9 +50,7 @@ def test_a_buffer_may_be_infinite_but_not_nan(data, tmp_path, value):
             runner.model.register_buffer('mask', torch.tensor([0.0, value]))
 
     if value != value:
-        with pytest.raises(
-            CheckpointError, match=r"epoch_1\.pth was not saved: .*like 'mask'.*There is none before it"
-        ):
+        with pytest.raises(CheckpointError, match=r"epoch_1\.pth was not saved: .*like 'mask'"):
             trained(tmp_path, data, Mask(), epochs=1)
     else:
         trained(tmp_path, data, Mask(), epochs=1)
@@ -82,28 +77,17 @@ def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(data, tmp_path, 
 
 @needs_cpu_scaler
 def test_a_loss_scale_that_collapses_ends_the_run(data, tmp_path, amp_on_cpu):  # noqa: F811
-    message = r'epoch_2\.pth was not saved: the loss scale has fallen to 6\.25e-05.*nothing is learned.*epoch_1\.pth'
+    message = r'epoch_2\.pth was not saved: the loss scale has fallen to 6\.25e-05.*epoch_1\.pth'
     with pytest.raises(CheckpointError, match=message):
         trained(tmp_path, data, Poison(*range(100)), **scaled(1e-3))
     assert [file.name for file in tmp_path.glob('*.pth')] == ['epoch_1.pth']
 
 
-class Iterations(Hook):
-    def __init__(self):
-        self.seen = []
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.seen.append((runner.epoch, batch_idx))
-
-
-def test_an_epoch_of_another_length_goes_on_at_the_same_share_of_it(data, tmp_path, request):
-    before = signal.getsignal(signal.SIGTERM)
-    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
+def test_an_epoch_of_another_length_goes_on_at_the_same_share_of_it(data, tmp_path, own_sigterm):
     with pytest.raises(SystemExit):
         trained(tmp_path, data, Terminate(2))  # one of two iterations of the second epoch is done
     seen = Iterations()
     resumed(tmp_path, data, seen, epochs=2, log_level='WARNING', **{'train_dataloader.batch_size': 4})
     assert seen.seen == [(1, 2), (1, 3)]
-    text = ''.join(file.read_text() for file in tmp_path.glob('*/*.log'))
-    assert 'a run with 2 iterations an epoch, in 1 process(es), and here are 4, in 1' in text
+    assert 'a run with 2 iterations an epoch, in 1 process(es), and here are 4, in 1' in logged(tmp_path)
     assert (tmp_path / 'epoch_2.pth').exists()

@@ -1,3 +1,5 @@
+"""Measures of drift and retention, against arithmetic in plain Python and models of the libraries."""
+
 import math
 import sys
 from itertools import pairwise
@@ -52,7 +54,7 @@ def test_a_model_that_was_not_fine_tuned_from_is_refused():
     state, origins = pretrained_state(finetuned, {'a': torch.zeros(2), 'b': torch.zeros(3), 'head': torch.zeros(9)}, {})
     assert origins == {'a': 'fine-tuned', 'b': 'fine-tuned', 'head': 'pre-trained'}
     other = {'a': torch.zeros(2), 'b': torch.zeros(9), 'c': torch.zeros(1)}
-    with pytest.raises(ValueError, match='only 1 of the 3 tensors .* was fine-tuned from another'):
+    with pytest.raises(ValueError, match="prefix='': only 1 of the 3 tensors"):
         pretrained_state(finetuned, other, {})
 
 
@@ -79,7 +81,7 @@ def test_cka_is_that_of_centred_gram_matrices():
     rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator).double()).Q
     assert linear_cka(3 * x @ rotation + 1, x) == pytest.approx(1.0)
     assert linear_cka(torch.ones(9, 4), x) == 0
-    with pytest.raises(ValueError, match='two or more'):
+    with pytest.raises(ValueError, match=r'features \(1, 4\) and original \(1, 6\)'):
         linear_cka(x[:1], y[:1])
 
 

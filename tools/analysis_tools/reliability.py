@@ -85,15 +85,14 @@ STUDIES = {
     ),
     'command_lines': Study(
         'Generated command lines, good and bad',
-        'tests/faults/bad_command_lines.py FILE --cases 400',
-        rows=400,
+        tests=('tests/faults/test_command_lines.py -k hundreds',),
     ),
-    'pickles': Study('Checkpoints with code in them', tests=('tests/faults -k hostile',)),
+    'pickles': Study('Checkpoints with code in them', tests=('tests/durable tests/faults -k hostile',)),
     'processes': Study(
         'Several processes, nodes and restarts',
         tests=('tests/distributed', 'tests/faults/test_jobs.py -k "not worker and not killed_again"'),
     ),
-    'soak': Study('20,000 steps', tests=('tests/faults/test_soak.py',)),
+    'soak': Study('20,000 steps', tests=('tests/faults/test_soak.py -k 20000',)),
 }
 
 

@@ -33,8 +33,9 @@ from rich.progress import track
 from torch import nn
 
 import olor_mm  # noqa: F401  registers the constructor
+from execution import execution_order, order_violations
 from olor_mm.cli.parser import Parser
-from olor_mm.layers import backbones, execution_order, layer_index, order_violations
+from olor_mm.layers import backbones, layer_index
 from olor_mm.optim import layer_penalty
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')

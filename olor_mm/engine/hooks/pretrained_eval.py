@@ -38,9 +38,8 @@ PIPELINE = (
 class PretrainedEvalHook(Hook):
     """Puts the current weights into the pre-trained model at every validation and measures what that still does.
 
-    The pre-trained model is built once, from its own config and checkpoint, and stays in memory. When training starts,
-    the hook finds by value which of its tensors is which in the training model, whatever their names. Its head, and
-    everything else that the training model does not have, keeps its values.
+    The hook builds the pre-trained model once and keeps it in memory. When training starts, it finds by value which of
+    its tensors is which in the training model, whatever their names. The rest, such as its head, keeps its values.
 
     With ``images``, for a classifier: ``pretrained/agreement``, % of the images with the same top-1 class as from the
     untouched model; ``pretrained/kl``, mean KL(original || current) in nats; ``pretrained/cka_stage0``, ..., linear CKA
@@ -54,14 +53,13 @@ class PretrainedEvalHook(Hook):
             ``'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'``, or the config of a model alone.
         checkpoint (str): Its weights, all of them.
         images (str, optional): Folder of images, searched with its sub-folders. They stay in memory after the pipeline.
-        pipeline (list[dict], optional): For ``images``. Defaults to the test pipeline of the config, or, with the
-            config of a model alone, to the usual one of ImageNet, 224 pixels.
+        pipeline (list[dict], optional): For ``images``. Defaults to the test pipeline of the config, or to the usual
+            one of ImageNet, 224 pixels.
         batch_size (int): Of ``images``. Defaults to 32.
         dataloader (dict or str, optional): Labelled data of the pre-trained model's task, as ``test_dataloader``;
             'val' or 'test' for that of its config, with its evaluator.
         evaluator (dict or list[dict], optional): As ``test_evaluator``.
-        prefix (str): Where in the training model to look for the pre-trained one, e.g. 'backbone.', if it is there more
-            than once. Defaults to everywhere.
+        prefix (str): Where the training model has the pre-trained one, e.g. 'backbone.'. Defaults to anywhere.
         keep (list[str]): Parts of the pre-trained model that keep their values even where the training model has the
             same, such as a head of as many classes. Defaults to ``['head', 'decode_head', 'auxiliary_head']``.
 

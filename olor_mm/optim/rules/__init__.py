@@ -23,22 +23,14 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (OLOR(), L2SP(), Decoupled
 
 
 def rule_named(name, where: str) -> Rule:
-    """The rule of this name.
-
-    Raises:
-        ValueError: If there is none; the message has ``where`` the name stands and those that there are.
-    """
+    """The rule of this name; a ValueError with ``where`` it stands if there is none."""
     if not isinstance(name, str) or name not in RULES:
         raise ValueError(f'{where}={name!r} is unknown; take one of {", ".join(map(repr, RULES))}')
     return RULES[name]
 
 
 def check_new(rule: Rule, new: float, name: str) -> None:
-    """Refuse a beta that is out of range, or that the rule does not use.
-
-    Raises:
-        ValueError: The message has the name, the value and what would be right.
-    """
+    """Refuse a beta that is out of range, or that the rule does not use."""
     check_number(name, new, 'it is beta of L2-SP, e.g. 0.01')
     if new and not rule.pulls_new:
         users = ', '.join(repr(other.name) for other in RULES.values() if other.pulls_new)
@@ -46,11 +38,7 @@ def check_new(rule: Rule, new: float, name: str) -> None:
 
 
 def check_rollback(group: dict, where: str) -> None:
-    """Refuse the rollback options of a parameter group that are unknown or out of range.
-
-    Raises:
-        ValueError: The message has ``where`` it stands, the key, the value and what would be right.
-    """
+    """Refuse the rollback options of a parameter group that are unknown or out of range."""
     rule = rule_named(group['rollback_rule'], f'{where}: rollback_rule')
     hint = f'it is {rule.symbol} of the rule {rule.name!r}, e.g. 0.01'
     check_number(f'{where}: rollback', group['rollback'], hint, rule.highest)
@@ -64,13 +52,7 @@ def check_rollback(group: dict, where: str) -> None:
 def around_step(optimizer, groups: list[dict], closure: Callable | None) -> Iterator[Callable | None]:
     """Apply the rule of every group around a step of the base optimizer, which is made in the body.
 
-    Args:
-        optimizer (Rollback): Its anchors have been captured.
-        groups (list[dict]): Parameter groups that the base optimizer will step.
-        closure (Callable or None): Of that step. Rules begin when gradients are there, so after the closure.
-
-    Yields:
-        Callable or None: The closure for the step.
+    Yields the closure for that step: rules begin when gradients are there, so after the closure.
     """
     # collected now: the base optimizer does not see all anchors while it steps
     active = [group for group in groups if group['rollback'] or group['rollback_new']]

@@ -2,20 +2,33 @@
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import torch
 from conftest import CLASSIFICATION, ROOT
 from mmengine.config import Config
 from test_runner import config as small_config
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
+SHARDED = {
+    'FSDP': lambda: FullyShardedDataParallel(model(), use_orig_params=True, device_id=torch.device('cpu')),
+    'FSDP2': lambda: fully_shard(model(), mesh=init_device_mesh('cpu', (1,))),
+}
 STOCK = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
 
 
 def config(work_dir, data, *hooks, optim_wrapper=None, iterations=3, **changes) -> Config:
     """The config of test_runner with hooks, and with another optimizer if one is given."""
     cfg = small_config(work_dir, data, iterations=iterations, **changes)
-    cfg.train_dataloader.dataset.serialize_data = False  # which collects garbage, half a second of it
     if optim_wrapper is not None:
         cfg.optim_wrapper = copy.deepcopy(optim_wrapper)
     cfg.custom_hooks = [*cfg.custom_hooks, *hooks]
@@ -43,3 +56,13 @@ def scalars(work_dir, prefix: str) -> list[dict]:
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return [row for row in rows if any(key.startswith(prefix) for key in row)]
+
+
+@contextmanager
+def process_group(folder) -> Iterator[None]:
+    """A group of this process alone."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import load
+from hook_runs import process_group
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
@@ -19,19 +20,15 @@ class Model(BaseModel):
         return dict(loss=self.head(self.backbone(inputs)).square().sum())
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def trained(work_dir, save_optimizer: bool) -> Runner:
     runner = Runner(
         model=Model(),
         work_dir=str(work_dir),
         train_dataloader=dict(
-            dataset=[dict(inputs=torch.ones(4))] * 2, batch_size=1, sampler=dict(type='DefaultSampler', shuffle=False)
+            dataset=[dict(inputs=torch.ones(4))] * 2,
+            batch_size=1,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
         ),
         train_cfg=dict(by_epoch=True, max_epochs=2),
         optim_wrapper=dict(
@@ -48,23 +45,25 @@ def trained(work_dir, save_optimizer: bool) -> Runner:
     return runner
 
 
-def test_a_checkpoint_has_the_gathered_state(process_group, tmp_path):
-    runner = trained(tmp_path, save_optimizer=True)
-    assert 'save_checkpoint' not in vars(runner)
-    for epoch in (1, 2):
-        states = load(tmp_path / f'epoch_{epoch}.pth')['optimizer']['state'].values()
-        assert len(states) == 4 and all('exp_avg' in state for state in states)
-        assert sum('anchor' in state for state in states) == 2
-    gathered, calls = type(runner), []
-    runner.call_hook('before_run')  # as Runner.test() does after Runner.train()
-    assert type(runner) is gathered
-    runner.optim_wrapper.optimizer.consolidate_state_dict = lambda: calls.append(1)
-    runner.save_checkpoint(str(tmp_path), 'again.pth')
-    assert calls == [1]
+def test_a_checkpoint_has_the_gathered_state(tmp_path):
+    with process_group(tmp_path):
+        runner = trained(tmp_path, save_optimizer=True)
+        assert 'save_checkpoint' not in vars(runner)
+        for epoch in (1, 2):
+            states = load(tmp_path / f'epoch_{epoch}.pth')['optimizer']['state'].values()
+            assert len(states) == 4 and all('exp_avg' in state for state in states)
+            assert sum('anchor' in state for state in states) == 2
+        gathered, calls = type(runner), []
+        runner.call_hook('before_run')  # as Runner.test() does after Runner.train()
+        assert type(runner) is gathered
+        runner.optim_wrapper.optimizer.consolidate_state_dict = lambda: calls.append(1)
+        runner.save_checkpoint(str(tmp_path), 'again.pth')
+        assert calls == [1]
 
 
-def test_nothing_is_gathered_for_a_checkpoint_without_the_optimizer(process_group, tmp_path):
-    runner = trained(tmp_path, save_optimizer=False)
-    assert 'optimizer' not in load(tmp_path / 'epoch_2.pth')
-    with pytest.raises(RuntimeError, match='was not gathered'):
-        runner.optim_wrapper.optimizer.state_dict()
+def test_nothing_is_gathered_for_a_checkpoint_without_the_optimizer(tmp_path):
+    with process_group(tmp_path):
+        runner = trained(tmp_path, save_optimizer=False)
+        assert 'optimizer' not in load(tmp_path / 'epoch_2.pth')
+        with pytest.raises(RuntimeError, match='was not gathered'):
+            runner.optim_wrapper.optimizer.state_dict()

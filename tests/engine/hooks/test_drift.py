@@ -1,8 +1,11 @@
 """Drift as it is logged while a model trains, against checkpoints and the arithmetic of these tests."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from hook_runs import STOCK, config, scalars
+from hook_runs import SHARDED, STOCK, config, process_group, scalars
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from test_runner import StopAfter, pretrained_state
 from test_runner import run as train
@@ -105,19 +108,31 @@ def test_a_resume_without_the_values_is_refused_and_with_anchors_it_is_not(data,
         assert_drift(drifts(tmp_path)[6], runner, checkpoint, pretrained_state(data))
 
 
-def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
-    """Of a head of 1,000 classes, resumed with ten."""
-    cfg = config(tmp_path, data, dict(type='DriftHook', interval=1), optim_wrapper=STOCK)
-    runner = Runner.from_cfg(cfg)
+@pytest.fixture
+def loaded(data, tmp_path) -> Runner:
+    """A runner whose model is initialised and whose optimizer is built, as FlexibleRunner has them before hooks."""
+    runner = Runner.from_cfg(config(tmp_path, data, optim_wrapper=STOCK))
     runner.model.init_weights()
-    hook = next(hook for hook in runner.hooks if isinstance(hook, DriftHook))
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    hook.before_run(runner)
-    weight = torch.ones(1000, 1280)
-    hook.after_load_checkpoint(runner, dict(olor_drift=dict(names=['head.fc.weight'], values={'head.fc.weight': weight})))
-    runner.train_loop._iter = 3
+    return runner
+
+
+def test_a_checkpoint_of_another_model_is_refused(loaded):
+    """Of a head of 1,000 classes, resumed with ten."""
+    hook = DriftHook()
+    hook.before_run(loaded)
+    values = {'head.fc.weight': torch.ones(1000, 1280)}
+    hook.after_load_checkpoint(loaded, dict(olor_drift=dict(names=list(values), values=values)))
+    loaded.train_loop._iter = 3
     with pytest.raises(ValueError, match=r'of another model: head\.fc\.weight'):
-        hook.before_train_iter(runner, 0)
+        hook.before_train_iter(loaded, 0)
+
+
+def test_a_load_that_the_hook_cannot_see_is_refused_unless_what_is_pretrained_is_named(loaded):
+    loaded._load_from = 'weights.pth'
+    with pytest.raises(ValueError, match=r"load_from='weights\.pth' .*pretrained=\['backbone'\]"):
+        DriftHook().before_run(loaded)
+    DriftHook(pretrained=['backbone']).before_run(loaded)
 
 
 def test_nothing_pretrained_is_refused(data, tmp_path):
@@ -125,6 +140,15 @@ def test_nothing_pretrained_is_refused(data, tmp_path):
     cfg.model.backbone.pop('init_cfg')
     with pytest.raises(ValueError, match="nothing is pre-trained .pretrained='auto'.*set load_from"):
         Runner.from_cfg(cfg).train()
+
+
+@pytest.mark.parametrize('way', SHARDED)
+def test_sharded_weights_need_an_optimizer_with_rollback(tmp_path, way):
+    with process_group(tmp_path):
+        model = SHARDED[way]()
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+        with pytest.raises(ValueError, match='DriftHook: under FSDP it needs an optimizer with rollback'):
+            DriftHook().before_run(SimpleNamespace(model=model, optim_wrapper=wrapper))
 
 
 def test_prefixes_choose_what_is_measured(data, tmp_path):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hook_runs import process_group
 from torch import nn
 
 from olor_mm.engine import FreezeBackboneHook
@@ -24,8 +25,7 @@ class Model(nn.Module):
 
 
 def test_ddp_has_to_find_unused_parameters(tmp_path):
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    try:
+    with process_group(tmp_path):
         waiting = nn.parallel.DistributedDataParallel(Model())
         with pytest.raises(ValueError, match='find_unused_parameters=False: set it to True'):
             FreezeBackboneHook().before_run(SimpleNamespace(model=waiting))
@@ -35,5 +35,3 @@ def test_ddp_has_to_find_unused_parameters(tmp_path):
             wrapped(torch.ones(1, 2)).sum().backward()
         assert wrapped.module.backbone.weight.grad is None
         assert wrapped.module.head.weight.grad is not None
-    finally:
-        torch.distributed.destroy_process_group()
