@@ -61,6 +61,7 @@ setup(
     license='Apache-2.0',
     keywords='computer vision, fine-tuning, optimizer, OLOR, OpenMMLab, mmdet, mmsegmentation, mmpretrain',
     packages=find_packages(include=['olor_mm', 'olor_mm.*']),
+    package_data={'olor_mm.compare': ['report.html']},
     cmdclass=dict(build_py=BuildWithMim),
     python_requires='>=3.10,<3.13',
     # without a version, so that pip never replaces the torch that a user's mmcv was compiled for; olor_mm checks it

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import functools
+import gc
 import io
 import logging
 import os
@@ -208,3 +209,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             files.setdefault(item.path, []).append(item)
         groups = [shuffled.sample(group, len(group)) for group in files.values()]
         items[:] = [item for group in shuffled.sample(groups, len(groups)) for item in group]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later garbage collections, which take a second each with all of OpenMMLab."""
+    gc.collect()
+    gc.freeze()

@@ -159,7 +159,8 @@ def check_constructor(wrapper: dict | None) -> None:
     wrapper = wrapper if isinstance(wrapper, dict) else {}
     sections = [wrapper, wrapper.get('paramwise_cfg'), wrapper.get('optimizer')]
     sections = [section for section in sections if isinstance(section, dict)]
-    asked = any('rollback' in section or str(section.get('type')).endswith('OLOR') for section in sections)
+    names = [getattr(section.get('type'), '__name__', section.get('type')) for section in sections]
+    asked = any('rollback' in section for section in sections) or any(str(name).endswith('OLOR') for name in names)
     if asked and not is_named(wrapper.get('constructor'), OLOROptimWrapperConstructor):
         right = OLOROptimWrapperConstructor.__name__
         given = f'optim_wrapper.constructor={wrapper.get("constructor")!r}'
@@ -193,7 +194,7 @@ def guarded(args: argparse.Namespace) -> Iterator[None]:
 
 def is_ours(error: Exception) -> bool:
     """Whether an error was raised by this package, and not by what it uses."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(str(PACKAGE))
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(f'{PACKAGE}{os.sep}')
 
 
 def summary(error: Exception) -> str:

@@ -10,45 +10,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.45 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 70rem; margin: 1.5rem auto; padding: 0 1.5rem; }}
-h1 {{ font-size: 1.7rem; }}
-h2 {{ font-size: 1.3rem; margin-top: 2rem; border-bottom: 1px solid #bbb; }}
-h3 {{ font-size: 1rem; margin: 1.2rem 0 .3rem; }}
-img {{ max-width: 100%; height: auto; display: block; }}
-table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0 1rem;
-  min-width: 46rem; }}
-th, td {{ padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
-  overflow-wrap: break-word; max-width: 22rem; }}
-th {{ border-bottom: 2px solid #888; }}
-code {{ font-size: .9em; }}
-@media print {{
-  @page {{ size: A4; margin: 14mm; }}
-  body {{ font-size: 10pt; max-width: none; margin: 0; padding: 0; }}
-  h1, h2, h3, p:has(+ p > img), p:has(+ table) {{ break-after: avoid; }}
-  img, tr, table {{ break-inside: avoid; }}
-  img {{ max-height: 240mm; }}
-  table {{ font-size: 8.5pt; width: 100%; min-width: 0; }}
-  th, td {{ padding: .15rem .5rem; }}
-  td {{ overflow-wrap: anywhere; min-width: 3.5rem; }}
-  td:first-child {{ min-width: 6rem; }}
-  thead {{ display: table-header-group; }}
-}}
-</style>
-</head>
-<body>
-<main>
-{body}</main>
-</body>
-</html>
-"""
+PAGE = Path(__file__).with_name('report.html')
 
 
 def literal(text: object) -> str:
@@ -102,7 +64,7 @@ class Report:
         for image in (child for token in tokens for child in token.children or () if child.type == 'image'):
             content = self.figures[Path(image.attrs['src']).name]
             image.attrs['src'] = f'data:image/png;base64,{base64.b64encode(content).decode()}'
-        return PAGE.format(title=escape(self.title), body=parser.renderer.render(tokens, parser.options, {}))
+        return PAGE.read_text().format(title=escape(self.title), body=parser.renderer.render(tokens, parser.options, {}))
 
     def markdown(self) -> str:
         """The report as markdown, with figures in ``figures/``."""

@@ -1,7 +1,6 @@
-"""Trains as worker.py does, with the hooks that measure forgetting: forgetting.py MODE WORK_DIR CHECKPOINT IMAGES."""
+"""Trains as worker.py does, with the hooks that measure forgetting: forgetting MODE WORK_DIR CHECKPOINT IMAGES."""
 
 import os
-import sys
 
 import torch
 import worker
@@ -12,8 +11,8 @@ from olor_mm.durable.loading import guard_loading
 STEPS = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(16, 16)), dict(type='PackInputs')]
 
 
-def main() -> None:
-    mode, work_dir, checkpoint, images = sys.argv[1:]
+def main(arguments: list[str]) -> None:
+    mode, work_dir, checkpoint, images = arguments
     guard_loading()
     cfg = worker.config(mode, work_dir, checkpoint, 2, False)
     pretrained = dict(
@@ -32,8 +31,3 @@ def main() -> None:
     runner.train()
     found = {name: buffer.current() for name, buffer in runner.message_hub.log_scalars.items() if 'pretrained' in name}
     torch.save(found, os.path.join(work_dir, f'rank_{get_rank()}.pth'))
-    os._exit(0)
-
-
-if __name__ == '__main__':
-    main()

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop, sharded by fully_shard (FSDP2) if there are several processes: fsdp2.py WORK_DIR [--steps N] ...
+"""A plain PyTorch loop, sharded by fully_shard (FSDP2) if there are several processes: fsdp2 WORK_DIR [--steps N] ...
 
 What it ends with is written to WORK_DIR/rank_R.pth: whole weights and anchors by name.
 """
@@ -22,18 +22,19 @@ def whole(t: torch.Tensor) -> torch.Tensor:
     return (t.full_tensor() if hasattr(t, 'full_tensor') else t).detach().clone()
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('work_dir', type=Path)
     parser.add_argument('--steps', type=int, default=6)
     parser.add_argument('--save-at', type=int)
     parser.add_argument('--resume', action='store_true')
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.GELU()) for _ in range(3)), nn.Linear(16, 4))
     if world > 1:
-        torch.distributed.init_process_group('gloo')
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
         for block in model[:3]:
             fully_shard(block)
         fully_shard(model)
@@ -67,8 +68,3 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
     weights = {name: whole(p) for name, p in model.named_parameters()}
     torch.save(dict(weights=weights, anchors=anchors), args.work_dir / f'rank_{rank}.pth')
-
-
-if __name__ == '__main__':
-    main()
-    os._exit(0)  # now and then gloo's threads abort an interpreter that ends, stock optimizer or not

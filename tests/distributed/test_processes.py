@@ -3,11 +3,12 @@
 import json
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import load, run
+from conftest import clean_process, load, run
 from jobs import free_port
 from mmpretrain.registry import MODELS
 
@@ -15,13 +16,25 @@ import olor_mm  # noqa: F401
 
 HERE = Path(__file__).parent
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
-mmengine_modes = pytest.mark.parametrize('mode', ['ddp', 'zero', 'fsdp', 'fsdp-blocks'])
+MODES = ('ddp', 'zero', 'fsdp', 'fsdp-blocks')
 pytestmark = pytest.mark.skipif(TORCH < (2, 4), reason='FSDP on CPU came with torch 2.4, and the rest needs no more')
 
 
-def start(processes: int, script: str, *options) -> None:
-    several = ['-m', 'torch.distributed.run', '--nproc_per_node', processes, '--master_port', free_port()]
-    run(sys.executable, *(several if processes > 1 else []), HERE / script, *options, OMP_NUM_THREADS='1')
+def start(processes: int, *jobs: list, ends_well: bool = True) -> str:
+    """Run jobs, each the name of a script here and its arguments, one after the other in the same processes."""
+    described = json.dumps([list(map(str, job)) for job in jobs])
+    launcher = ['-m', 'torch.distributed.run', '--nproc_per_node', processes, '--master_port', free_port()]
+    command = ['timeout', 600, sys.executable, *launcher, HERE / 'several.py', described]
+    done = run(*command, check=ends_well, OMP_NUM_THREADS='1')
+    assert ends_well or done.returncode
+    return done.stdout
+
+
+def here(script: str, *arguments) -> None:
+    """Run a job as one process: this one."""
+    with clean_process():
+        sys.path.insert(0, str(HERE))
+        import_module(script).main(list(map(str, arguments)))
 
 
 def results(work_dir: Path, processes: int = 2) -> list[dict]:
@@ -57,15 +70,46 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def single(checkpoint, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp('single')
-    start(1, 'worker.py', 'single', folder, checkpoint, '--epochs', 3)
+    here('worker', 'single', folder, checkpoint, '--epochs', 3)
     [result] = results(folder, 1)
     return result
 
 
-@mmengine_modes
-def test_two_processes_train_as_one_and_resume_exactly(checkpoint, single, tmp_path, mode):
-    start(2, 'worker.py', mode, tmp_path / 'straight', checkpoint, '--epochs', 3)
-    straight = results(tmp_path / 'straight')
+@pytest.fixture(scope='module')
+def photos(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('photos')
+    for file in sorted((data / 'photos').glob('*.png'))[::20]:
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def two(checkpoint, photos, tmp_path_factory) -> tuple[Path, str]:
+    """Where two processes have done all that takes two, and what others, who resumed what those left, printed at last."""
+    folder = tmp_path_factory.mktemp('two')
+    first = [
+        ['rules', folder / 'rules'],
+        ['fsdp2', folder / 'fsdp2/straight'],
+        ['fsdp2', folder / 'fsdp2/killed', '--save-at', 3],
+    ]
+    first.append(['forgetting', 'ddp', folder / 'forgetting', checkpoint, photos])
+    second = [['fsdp2', folder / 'fsdp2/killed', '--resume']]
+    for mode in MODES:
+        straight, killed = (
+            ['worker', mode, folder / mode / end, checkpoint, '--epochs', 3] for end in ('straight', 'killed')
+        )
+        first += [straight, [*killed, '--stop', 2]]
+        second.append([*killed, '--resume'])
+    start(2, *first)
+    assert not list(folder.glob('*/killed/rank_0.pth'))
+    second.append(['worker', 'zero', folder / 'no_hook', checkpoint, '--no-hook'])
+    return folder, start(2, *second, ends_well=False)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_two_processes_train_as_one_and_resume_exactly(checkpoint, single, two, mode):
+    folder, _ = two
+    straight = results(folder / mode / 'straight')
     source = load(checkpoint)['state_dict']
     rolled_back = {name for group in single['groups'] if group['rollback'] > 0 for name in group['names']}
     assert len(rolled_back) > 30
@@ -83,11 +127,7 @@ def test_two_processes_train_as_one_and_resume_exactly(checkpoint, single, tmp_p
     if mode == 'zero':
         assert straight[0]['anchors'].keys() | straight[1]['anchors'].keys() == rolled_back
         assert not straight[0]['anchors'].keys() & straight[1]['anchors'].keys()
-
-    start(2, 'worker.py', mode, tmp_path / 'killed', checkpoint, '--epochs', 3, '--stop', 2)
-    assert not (tmp_path / 'killed/rank_0.pth').exists()
-    start(2, 'worker.py', mode, tmp_path / 'killed', checkpoint, '--epochs', 3, '--resume')
-    for resumed, rank in zip(results(tmp_path / 'killed'), straight):
+    for resumed, rank in zip(results(folder / mode / 'killed'), straight):
         assert_equal(resumed['weights'], rank['weights'])
         assert_equal(parts(resumed['anchors']), parts(rank['anchors']))
 
@@ -95,7 +135,7 @@ def test_two_processes_train_as_one_and_resume_exactly(checkpoint, single, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['ddp', 'zero', 'fsdp'])
 def test_four_processes_train_as_one_and_share_the_anchors(checkpoint, single, tmp_path, mode):
-    start(4, 'worker.py', mode, tmp_path, checkpoint, '--epochs', 3)
+    start(4, ['worker', mode, tmp_path, checkpoint, '--epochs', 3])
     ranks = results(tmp_path, 4)
     for rank in ranks:
         assert_equal(rank['weights'], single['weights'], 1e-6)
@@ -111,7 +151,7 @@ def test_four_processes_train_as_one_and_share_the_anchors(checkpoint, single, t
 def test_rollback_adds_no_communication(checkpoint, tmp_path, mode):
     counted = {}
     for level in (0.1, 0):
-        start(2, 'worker.py', mode, tmp_path / f'{level}', checkpoint, '--epochs', 1, '--level', level, '--count')
+        start(2, ['worker', mode, tmp_path / f'{level}', checkpoint, '--epochs', 1, '--level', level, '--count'])
         counted[level] = results(tmp_path / f'{level}')
     assert counted[0.1] == counted[0]
     parameters = sum(value.numel() for value in load(checkpoint)['state_dict'].values())
@@ -121,7 +161,7 @@ def test_rollback_adds_no_communication(checkpoint, tmp_path, mode):
 
 @pytest.mark.slow
 def test_a_process_that_is_slower_changes_nothing(checkpoint, single, tmp_path):
-    start(2, 'worker.py', 'ddp', tmp_path, checkpoint, '--epochs', 3, '--slow')
+    start(2, ['worker', 'ddp', tmp_path, checkpoint, '--epochs', 3, '--slow'])
     for rank in results(tmp_path):
         assert_equal(rank['weights'], single['weights'], 1e-6)
         assert_equal(rank['anchors'], single['anchors'])
@@ -138,8 +178,9 @@ def test_a_process_that_is_slower_changes_nothing(checkpoint, single, tmp_path):
     ],
 )
 def test_resuming_with_another_number_of_processes(checkpoint, single, tmp_path, first, then):
-    start(first[0], 'worker.py', first[1], tmp_path, checkpoint, '--epochs', 3, '--stop', 2)
-    start(then[0], 'worker.py', then[1], tmp_path, checkpoint, '--epochs', 3, '--resume')
+    for (processes, mode), how in ((first, ('--stop', 2)), (then, ('--resume',))):
+        job = ['worker', mode, tmp_path, checkpoint, '--epochs', 3, *how]
+        start(processes, job) if processes > 1 else here(*job)
     kept = {}
     for rank in results(tmp_path, then[0]):
         assert_equal(rank['weights'], single['weights'], 1e-6)
@@ -147,51 +188,55 @@ def test_resuming_with_another_number_of_processes(checkpoint, single, tmp_path,
     assert_equal(kept, single['anchors'])
 
 
-def test_fully_shard_in_a_plain_loop_trains_as_one_process_and_resumes_exactly(tmp_path):
-    start(1, 'fsdp2.py', tmp_path / 'single')
-    start(2, 'fsdp2.py', tmp_path / 'straight')
-    start(2, 'fsdp2.py', tmp_path / 'killed', '--save-at', 3)
-    start(2, 'fsdp2.py', tmp_path / 'killed', '--resume')
-    [one] = results(tmp_path / 'single', 1)
+def test_fully_shard_in_a_plain_loop_trains_as_one_process_and_resumes_exactly(two, tmp_path):
+    here('fsdp2', tmp_path)
+    [one] = results(tmp_path, 1)
     assert len(one['anchors']) == 6
-    for straight, resumed in zip(results(tmp_path / 'straight'), results(tmp_path / 'killed')):
+    folder, _ = two
+    for straight, resumed in zip(results(folder / 'fsdp2/straight'), results(folder / 'fsdp2/killed')):
         assert_equal(straight['weights'], one['weights'], 1e-6)
         assert_equal(straight['anchors'], one['anchors'])
         assert_equal(resumed['weights'], straight['weights'])
         assert_equal(resumed['anchors'], straight['anchors'])
 
 
-def test_zero_without_the_hook_says_so_instead_of_waiting_for_ever(checkpoint, tmp_path):
-    script = tmp_path / 'no_hook.py'
-    code = (HERE / 'worker.py').read_text().replace("[dict(type='ConsolidateOptimizerHook')]", '[]')
-    script.write_text(code)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', free_port()]
-    done = run('timeout', 100, *command, script, 'zero', tmp_path, checkpoint, check=False, OMP_NUM_THREADS='1')
-    assert "was not gathered: set custom_hooks=[dict(type='ConsolidateOptimizerHook')]" in done.stdout
+def test_zero_without_the_hook_says_so_instead_of_waiting_for_ever(two):
+    _, output = two
+    assert "was not gathered: set custom_hooks=[dict(type='ConsolidateOptimizerHook')]" in output
 
 
-def test_baselines_of_two_processes_are_those_of_one_or_refused():
-    start(2, 'rules.py')
+@pytest.mark.parametrize('rule', ['l2sp', 'l2sp_decoupled', 'spd'])
+def test_baselines_of_two_processes_are_those_of_one_or_refused(two, rule):
+    folder, _ = two
+    for ended in results(folder / 'rules'):
+        kinds = ['zero', 'fsdp'] if rule != 'spd' else ['zero']
+        for kind in kinds:
+            for p, q in zip(ended[kind, rule], ended['alone', rule], strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+        assert rule != 'spd' or 'compares whole parameter tensors' in ended['fsdp', rule]
 
 
 @pytest.mark.parametrize('mode', ['ddp', *(pytest.param(mode, marks=pytest.mark.slow) for mode in ('zero', 'fsdp'))])
-def test_forgetting_of_two_processes_is_that_of_one(checkpoint, data, tmp_path, mode):
-    photos = tmp_path / 'photos'
-    photos.mkdir()
-    for file in sorted((data / 'photos').glob('*.png'))[::20]:
-        shutil.copy(file, photos)
+def test_forgetting_of_two_processes_is_that_of_one(checkpoint, photos, tmp_path, mode, request):
+    here('forgetting', 'single', tmp_path / 'single', checkpoint, photos)
+    if mode == 'ddp':
+        folder = request.getfixturevalue('two')[0] / 'forgetting'
+    else:
+        folder = tmp_path / mode
+        start(2, ['forgetting', mode, folder, checkpoint, photos])
     drifts, found = {}, {}
-    for name, processes in {'single': 1, mode: 2}.items():
-        start(processes, 'forgetting.py', name, tmp_path / name, checkpoint, photos)
-        [file] = (tmp_path / name).glob('*/vis_data/scalars.json')
+    for name, (work_dir, processes) in dict(single=(tmp_path / 'single', 1), several=(folder, 2)).items():
+        [file] = work_dir.glob('*/vis_data/scalars.json')
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         drifts[name] = [row for row in rows if 'drift/all' in row]
-        found[name] = results(tmp_path / name, processes)
+        found[name] = results(work_dir, processes)
     assert [row['step'] for row in drifts['single']] == [2, 4, 6] and drifts['single'][-1]['drift/all'] > 1e-3
-    for ours, theirs in zip(drifts[mode], drifts['single'], strict=True):
+    for ours, theirs in zip(drifts['several'], drifts['single'], strict=True):
         if mode == 'fsdp':  # only what has an anchor: not the last norm layer, of level 0
             assert theirs.pop('drift/layer_04') > 0 and ours.pop('drift/all') and theirs.pop('drift/all')
         assert ours == pytest.approx(theirs, rel=1e-4)
     if mode != 'fsdp':  # where it is refused
-        assert found[mode][0] == found[mode][1] == pytest.approx(found['single'][0], rel=1e-4)
-        assert {'val/pretrained/agreement', 'val/pretrained/kl', 'val/pretrained/accuracy/top1'} < found[mode][0].keys()
+        assert found['several'][0] == found['several'][1] == pytest.approx(found['single'][0], rel=1e-4)
+        assert {'val/pretrained/agreement', 'val/pretrained/kl', 'val/pretrained/accuracy/top1'} < found['single'][
+            0
+        ].keys()

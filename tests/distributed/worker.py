@@ -1,4 +1,4 @@
-"""Trains a small classifier as one process of several: python -m torch.distributed.run ... worker.py MODE WORK_DIR ...
+"""Trains a small classifier as one process of several: worker MODE WORK_DIR CHECKPOINT ..., see several.py.
 
 What it ends with is written to WORK_DIR/rank_R.pth: weights, anchors by name, and the bytes of state of this process.
 """
@@ -86,7 +86,7 @@ def config(mode: str, work_dir: str, checkpoint: str, epochs: int, resume: bool,
             work_dir=work_dir,
             resume=resume,
             log_level='ERROR',
-            experiment_name=os.path.basename(work_dir),
+            experiment_name=work_dir.replace('/', '_'),
         )
     )
 
@@ -156,7 +156,7 @@ def result(runner: Runner | FlexibleRunner) -> dict:
     return dict(weights=weights, anchors=anchors, groups=groups, bytes=sum(t.nbytes for t in held.values()))
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('mode')
     parser.add_argument('work_dir')
@@ -165,12 +165,15 @@ def main() -> None:
     parser.add_argument('--stop', type=int, help='end before this epoch, as if killed')
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--level', type=float, default=0.1)
+    parser.add_argument('--no-hook', action='store_true', help='leave ConsolidateOptimizerHook out')
     parser.add_argument('--slow', action='store_true', help='one process waits in every iteration')
     parser.add_argument('--count', action='store_true', help='count communication instead')
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     guard_loading()  # as tools/train.py does
-    options = (args.mode, args.work_dir, args.checkpoint, args.epochs, args.resume, args.level)
-    runner = build(args.mode, config(*options))
+    cfg = config(args.mode, args.work_dir, args.checkpoint, args.epochs, args.resume, args.level)
+    if args.no_hook:
+        cfg.custom_hooks = []
+    runner = build(args.mode, cfg)
     count = Count()
     for is_wanted, hook in ((args.stop is not None, StopBefore(args.stop)), (args.slow, Slow()), (args.count, count)):
         if is_wanted:
@@ -179,8 +182,3 @@ def main() -> None:
         runner.train()
         ended = dict(calls=count.calls, numbers=count.numbers) if args.count else result(runner)
         torch.save(ended, os.path.join(args.work_dir, f'rank_{get_rank()}.pth'))
-    os._exit(0)  # now and then gloo's threads abort an interpreter that ends, stock optimizer or not
-
-
-if __name__ == '__main__':
-    main()

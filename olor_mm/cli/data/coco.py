@@ -10,7 +10,8 @@ from .dataset import Data, DataError, check_images, check_overlap, parted
 
 def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bool) -> Data:
     """A data set for detection or, with masks, instance segmentation; see :func:`olor_mm.cli.data.examine`."""
-    data, images, train = Data(classes or []), {}, {}
+    data, images = Data(classes or []), {}
+    train: dict = {}
     for split, file in _annotation_files(folder).items():
         content = _read(file)
         train = train or content
