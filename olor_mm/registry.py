@@ -9,10 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
+from mmengine import registry as stock
 from mmengine.registry import Registry
 
 from .optim.optimizers import registered
@@ -20,13 +17,13 @@ from .scopes import resolve_config_scopes
 
 ENGINE, DURABLE = 'olor_mm.engine', 'olor_mm.durable'
 LOCATIONS = [ENGINE, DURABLE]
-OPTIMIZERS = Registry('optimizer', scope='olor_mm', parent=MMENGINE_OPTIMIZERS, locations=LOCATIONS)
+OPTIMIZERS = Registry('optimizer', scope='olor_mm', parent=stock.OPTIMIZERS, locations=LOCATIONS)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor', scope='olor_mm', parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, locations=LOCATIONS
+    'optimizer wrapper constructor', scope='olor_mm', parent=stock.OPTIM_WRAPPER_CONSTRUCTORS, locations=LOCATIONS
 )
 # empty: what is inherited from a config of olor_mm::, `_base_.olor_optim_wrapper` for one, is built in this scope
-OPTIM_WRAPPERS = Registry('optim_wrapper', scope='olor_mm', parent=MMENGINE_OPTIM_WRAPPERS, locations=LOCATIONS)
-HOOKS = Registry('hook', scope='olor_mm', parent=MMENGINE_HOOKS, locations=LOCATIONS)
+OPTIM_WRAPPERS = Registry('optim_wrapper', scope='olor_mm', parent=stock.OPTIM_WRAPPERS, locations=LOCATIONS)
+HOOKS = Registry('hook', scope='olor_mm', parent=stock.HOOKS, locations=LOCATIONS)
 IMPORTED_LATER = {
     'OLOR': (OPTIMIZERS, ENGINE),
     'ZeroRedundancyOptimizerOLOR': (OPTIMIZERS, ENGINE),
@@ -54,17 +51,11 @@ def _register(registry: Registry, module: Callable) -> None:
         place.register_module(module=module, force=True)
 
 
-def _imported_when_built(name: str, package: str) -> Callable:
+def _imported_when_built(name: str, package: str = '') -> Callable:
     def build(*args, **kwargs) -> Any:
+        if name in RENAMED:
+            raise ValueError(f'type={name!r} has been renamed: write {RENAMED[name]}')
         return getattr(import_module(package), name)(*args, **kwargs)
-
-    build.__name__ = build.__qualname__ = name
-    return build
-
-
-def _refused(name: str, now: str) -> Callable:
-    def build(*args, **kwargs) -> Any:
-        raise ValueError(f'type={name!r} has been renamed: write {now}')
 
     build.__name__ = build.__qualname__ = name
     return build
@@ -75,5 +66,5 @@ for optimizer in registered().values():
     _register(OPTIMIZERS, optimizer)
 for name, (registry, package) in IMPORTED_LATER.items():
     _register(registry, _imported_when_built(name, package))
-for name, now in RENAMED.items():
-    _register(HOOKS, _refused(name, now))
+for name in RENAMED:
+    _register(HOOKS, _imported_when_built(name))

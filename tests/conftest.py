@@ -41,11 +41,11 @@ class Done(NamedTuple):
     stdout: str
 
 
-def run(*command, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command in the root of the repository; its output, both streams in one, is shown if it fails."""
+def run(*command, check: bool = True, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command in a folder; its output, both streams in one, is shown if it fails."""
     done = subprocess.run(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=folder,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,15 +54,15 @@ def run(*command, check: bool = True, **environment: str) -> subprocess.Complete
     return checked(done, command, check)
 
 
-def tool(script, *arguments, check: bool = True, **environment: str) -> Done:
-    """Do what ``python SCRIPT ARGUMENTS`` does in the root of the repository, in this process.
+def tool(script, *arguments, check: bool = True, folder: Path = ROOT, **environment: str) -> Done:
+    """Do what ``python SCRIPT ARGUMENTS`` does in a folder, in this process.
 
     To import the libraries takes a new process longer than most tools run. ``script`` is a file, or the name of a module
     that ``python -m`` would run.
     """
     output = io.StringIO()
     with clean_process(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        os.chdir(ROOT)
+        os.chdir(folder)
         os.environ.update(environment)
         sys.argv = [str(script), *map(str, arguments)]
         with warnings.catch_warnings():
@@ -76,7 +76,7 @@ def exit_code(script) -> int:
     """Run a script or module, and print what ends it as Python would."""
     try:
         if str(script).endswith('.py'):
-            runpy.run_path(str(ROOT / script), run_name='__main__')
+            runpy.run_path(str(script), run_name='__main__')
         else:
             runpy.run_module(script, run_name='__main__', alter_sys=True)
     except SystemExit as ended:

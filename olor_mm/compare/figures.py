@@ -15,21 +15,18 @@ from .statistics import Measure, drift_map, mean_curve
 
 # the palette of Okabe and Ito, without its yellow, which is faint on white
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#56B4E9', '#E69F00', '#777777')
-MARKERS = 'osD^vPX<>'
-LINES = ('-', '--', '-.', ':')
-GRID = dict(color='#dddddd', linewidth=0.8)
+LOOKS: dict[str, Sequence[str]] = dict(color=COLOURS, marker='osD^vPX<>', linestyle=('-', '--', '-.', ':'))
 WIDTH = 11.0
 NAME_WIDTH = 34  # characters in a line of a method's name
 
 
 def style(number: int) -> dict:
     """Colour, marker and line style of a method by its number; the first 72 methods differ in colour or marker."""
-    looks = dict(color=COLOURS, marker=MARKERS, linestyle=LINES)
-    return {name: values[number % len(values)] for name, values in looks.items()}
+    return {name: values[number % len(values)] for name, values in LOOKS.items()}
 
 
 def _tidy(axes) -> None:
-    axes.grid(**GRID)
+    axes.grid(color='#dddddd', linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
 
@@ -39,15 +36,7 @@ def _label(method: str, runs: Sequence) -> str:
 
 
 def draw_trade_off(values: pd.DataFrame, metric: Measure, retention: Measure) -> Figure:
-    """Plot the metric against retention: a faint point per run, a large one per mean, bars of one standard deviation.
-
-    A grey line joins the means that no other mean exceeds in both.
-
-    Args:
-        values (DataFrame): From :func:`olor_mm.compare.statistics.last_values`.
-        metric (Measure): The vertical axis.
-        retention (Measure): The horizontal axis.
-    """
+    """Plot the metric against retention: runs, means with bars of one sd, and a line of means not exceeded in both."""
     figure = Figure(figsize=(WIDTH * 0.8, 5), layout='constrained')
     axes = figure.subplots()
     for number, (method, rows) in enumerate(values.groupby('method', sort=False)):

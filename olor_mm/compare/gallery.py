@@ -18,20 +18,11 @@ PACK = dict(mmpretrain='PackInputs', mmdet='PackDetInputs', mmseg='PackSegInputs
 VISUALIZER = dict(mmdet='DetLocalVisualizer', mmseg='SegLocalVisualizer')
 IGNORED = 255  # label of mmseg for pixels without a class
 
-Drawing = tuple[np.ndarray, str]
+Drawing = tuple[np.ndarray, str]  # RGB of shape (height, width, 3), and caption
 
 
 class Gallery:
-    """Images of a run's validation data, with annotations or predictions drawn by the visualizer of its library.
-
-    Args:
-        cfg (Config): Config of a run.
-        number (int): Number of images, spread evenly over the data.
-        score_thr (float): Score above which objects are drawn. Defaults to 0.3.
-
-    Raises:
-        ValueError: If the library of the run is not mmpretrain, mmdet or mmseg.
-    """
+    """Images spread evenly over a run's validation data, drawn with annotations or with predictions of models."""
 
     def __init__(self, cfg: 'Config', number: int, score_thr: float = 0.3):
         from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
@@ -53,7 +44,7 @@ class Gallery:
             self.images, self.samples = zip(*(self._load(cfg, info) for info in infos))
 
     def _load(self, cfg: 'Config', info: dict) -> tuple[np.ndarray, object]:
-        """An image, RGB of shape (height, width, 3), and its annotation, both enlarged."""
+        """An image in RGB and its annotation, both enlarged."""
         from mmengine.dataset import Compose
 
         dataset = cfg.val_dataloader.dataset
@@ -82,15 +73,7 @@ class Gallery:
 
     @torch.no_grad()
     def predicted(self, cfg: 'Config', checkpoint: Path) -> list[Drawing]:
-        """Each image with the predictions of a model, and a caption.
-
-        Args:
-            cfg (Config): Config of the model; its own pipeline prepares the images.
-            checkpoint (Path): Its weights.
-
-        Raises:
-            ValueError: If its validation data differ from those of the gallery.
-        """
+        """Each image with the predictions of a model, whose own pipeline prepares the images, and a caption."""
         from mmengine.dataset import pseudo_collate
         from mmengine.model import revert_sync_batchnorm
         from mmengine.registry import DATASETS, MODELS, DefaultScope
@@ -144,12 +127,7 @@ class Gallery:
 
 
 def draw_predictions(gallery: Gallery, drawings: Mapping[str, list[Drawing]]) -> Figure:
-    """Plot a row per method and a column per image, with a legend of the classes for segmentation.
-
-    Args:
-        gallery (Gallery): The gallery that drew them.
-        drawings (Mapping[str, list]): Name of a row to its images and captions.
-    """
+    """Plot a named row per method and a column per image, with a legend of the classes for segmentation."""
     columns = len(gallery.indices)
     shape = max(image.shape[0] / image.shape[1] for image in gallery.images)
     side = min(11 / columns, 2.6)

@@ -25,21 +25,7 @@ def compare(
     images: int = 4,
     score_thr: float = 0.3,
 ) -> tuple[Report, dict[str, pd.DataFrame]]:
-    """Make the report of runs of one task.
-
-    Args:
-        runs (Sequence[Run]): From :func:`olor_mm.compare.runs.find_runs`; the first method is the reference.
-        metrics (Sequence[str]): Metrics of the new task. Defaults to those that the libraries' evaluators log.
-        retention (str, optional): Measure of retention. Defaults to one of the ``pretrained`` scalars.
-        images (int): Images to draw predictions on. Defaults to 4.
-        score_thr (float): Score above which objects are drawn. Defaults to 0.3.
-
-    Returns:
-        tuple[Report, dict[str, DataFrame]]: The report; and its tables, named 'runs', 'summary', 'settings'.
-
-    Raises:
-        RunError: If the runs cannot be compared.
-    """
+    """The report of runs of one task, with the first method as the reference; and its tables by name."""
     groups = by_method(runs)
     unchanged = fill_restored(runs)
     chosen, kept = choose_metrics(runs, metrics), choose_retention(runs, retention)
@@ -77,8 +63,7 @@ def compare(
     listed = values.set_index('method')[['seed', 'iterations', 'work_dir']]
     report.table(listed.assign(seed=[NONE if pd.isna(seed) else seed for seed in listed['seed']]), ('work_dir',))
     summary = pd.concat({(m.key, m.unit): t for m, t in summaries.items()}, names=['measure', 'unit', 'method'])
-    settings = settings.rename_axis('key')
-    return report, dict(runs=values, summary=summary.reset_index(), settings=settings.reset_index())
+    return report, dict(runs=values, summary=summary.reset_index(), settings=settings.rename_axis('key').reset_index())
 
 
 def _cautions(groups: Groups, values: pd.DataFrame, measures: Sequence[Measure]) -> list[str]:

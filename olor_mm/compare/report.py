@@ -19,11 +19,7 @@ def literal(text: object) -> str:
 
 
 class Report:
-    """Paragraphs, tables and figures in their order.
-
-    Args:
-        title (str): Heading of the page.
-    """
+    """A titled page of paragraphs, tables and figures in their order."""
 
     def __init__(self, title: str):
         self.title = title
@@ -64,7 +60,8 @@ class Report:
         for image in (child for token in tokens for child in token.children or () if child.type == 'image'):
             content = self.figures[Path(image.attrs['src']).name]
             image.attrs['src'] = f'data:image/png;base64,{base64.b64encode(content).decode()}'
-        return PAGE.read_text().format(title=escape(self.title), body=parser.renderer.render(tokens, parser.options, {}))
+        body = parser.renderer.render(tokens, parser.options, {})
+        return PAGE.read_text().format(title=escape(self.title), body=body)
 
     def markdown(self) -> str:
         """The report as markdown, with figures in ``figures/``."""

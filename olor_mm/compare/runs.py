@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from glob import glob
 from itertools import pairwise
@@ -33,19 +33,11 @@ def current_key(key: str) -> str:
 
 @dataclass
 class Run:
-    """One training.
-
-    Args:
-        work_dir (Path): Its work_dir.
-        cfg (Config): The config it was last started with.
-        scalars (DataFrame): The logged values, one a row: ``axis`` ('iteration', or 'epoch' where validations are
-            counted in epochs), ``key``, ``step``, ``value``.
-        method (str): The method it belongs to. Defaults to ''.
-    """
+    """One training."""
 
     work_dir: Path
-    cfg: 'Config'
-    scalars: pd.DataFrame
+    cfg: 'Config'  # of its last start
+    scalars: pd.DataFrame  # columns axis ('iteration', or 'epoch' of validations counted in epochs), key, step, value
     method: str = ''
 
     @property
@@ -101,11 +93,7 @@ def _flat(value: Any, prefix: str = '') -> Iterable[tuple[str, object]]:
 
 
 def read_run(work_dir: str | Path) -> Run:
-    """The run in a work_dir. After a resume, values that were logged again replace the earlier ones.
-
-    Raises:
-        RunError: If nothing was logged, the log is damaged or there is no config.
-    """
+    """The run in a work_dir. After a resume, values that were logged again replace the earlier ones."""
     from mmengine.config import Config
 
     work_dir = Path(work_dir)
@@ -129,11 +117,7 @@ def read_run(work_dir: str | Path) -> Run:
 
 
 def log_rows(file: Path) -> list[dict]:
-    """Rows of a ``scalars.json``, without an incomplete last one.
-
-    Raises:
-        RunError: If another row is damaged.
-    """
+    """Rows of a ``scalars.json``, without an incomplete last one; a damaged row is a RunError."""
     lines = file.read_text().splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
@@ -172,13 +156,7 @@ def _continued(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_runs(patterns: Iterable[str]) -> list[Run]:
-    """Runs named by ``LABEL=GLOB`` or ``GLOB``.
-
-    Without a label, runs whose settings differ in the seed alone are one method.
-
-    Raises:
-        RunError: If a pattern finds nothing, a run is found twice, or two runs of a method have one seed.
-    """
+    """Runs named by ``LABEL=GLOB``, or ``GLOB``: then those whose settings differ in the seed alone are one method."""
     found: dict[Path, Run] = {}
     for pattern in patterns:
         label, equals, path = pattern.partition('=')
@@ -192,8 +170,7 @@ def find_runs(patterns: Iterable[str]) -> list[Run]:
         for directory in directories:
             if directory.resolve() in found:
                 raise RunError(f'{pattern!r}: {directory} was named before; name each run once')
-            found[directory.resolve()] = read_run(directory)
-            found[directory.resolve()].method = label
+            found[directory.resolve()] = replace(read_run(directory), method=label)
     runs = list(found.values())
     _name_methods([run for run in runs if not run.method], taken={run.method for run in runs})
     in_order = [sorted(group, key=lambda run: (run.seed is None, run.seed)) for group in by_method(runs).values()]
@@ -231,14 +208,8 @@ def by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def fill_restored(runs: Sequence[Run]) -> list[str]:
-    """Copy ``pretrained`` values to ``pretrained_restored`` in runs whose norm statistics did not change.
-
-    ``PretrainedEvalHook`` logs ``pretrained_restored`` only where running statistics of norm layers changed. If no run
-    has it, nothing is copied.
-
-    Returns:
-        list[str]: work_dirs of the runs that were completed.
-    """
+    """Copy ``pretrained`` to ``pretrained_restored`` in runs that lack it, if others have it; return their work_dirs."""
+    # PretrainedEvalHook logs it only where running statistics of norm layers changed
     lacking = [run for run in runs if not run.scalars['key'].str.startswith(f'{RESTORED}/').any()]
     filled = []
     for run in lacking if len(lacking) < len(runs) else []:
@@ -251,10 +222,7 @@ def fill_restored(runs: Sequence[Run]) -> list[str]:
 
 
 def differing_settings(groups: Iterable[tuple[str, list[Run]]]) -> pd.DataFrame:
-    """Settings that differ between runs: config key (rows) by name of the group (columns), as text.
-
-    `` | `` separates values that differ within a group; ``-`` stands for a key that a config does not have.
-    """
+    """Settings that differ: config key by group, as text; `` | `` separates values of a group, ``-`` is none."""
     columns = {
         name: [{key: json.dumps(value, default=str) for key, value in run.settings().items()} for run in runs]
         for name, runs in groups

@@ -26,18 +26,7 @@ KINDS = (
 
 @dataclass(unsafe_hash=True)
 class Measure:
-    """A logged scalar, and how to show it.
-
-    Args:
-        key (str): Its name in the log.
-
-    Attributes:
-        unit (str): '%', 'nats', '0 to 1', or '' if not known.
-        factor (int): From the logged value to one in this unit.
-        higher_is_better (bool): Whether more is better, which is assumed of unknown measures.
-        direction (str): The same in words.
-        digits (int): Digits after the point.
-    """
+    """A logged scalar by its key, and how to show it."""
 
     key: str
 
@@ -71,15 +60,7 @@ def _require_logged(runs: Iterable[Run], key: str, option: str) -> None:
 
 
 def choose_metrics(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[Measure]:
-    """The metrics of the new task to report; the first one is compared with retention.
-
-    Args:
-        runs (Sequence[Run]): All runs.
-        wanted (Sequence[str]): Their keys. Defaults to those of :data:`METRICS` that all runs logged.
-
-    Raises:
-        RunError: If a run did not log them, such as a run of another task or without a validation.
-    """
+    """The wanted metrics of the new task, or those of :data:`METRICS` that all runs logged."""
     for key in wanted:
         _require_logged(runs, key, '--metric')
     chosen = list(wanted) or [key for key in METRICS if all(key in _keys(run) for run in runs)]
@@ -91,11 +72,7 @@ def choose_metrics(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[Meas
 
 
 def choose_retention(runs: Sequence[Run], wanted: str | None = None) -> Measure | None:
-    """The measure of what a model kept of the pre-trained task; None if no measure was logged by all runs.
-
-    Raises:
-        RunError: If a run did not log the wanted one.
-    """
+    """The measure of what a model kept of the pre-trained task; None if no measure was logged by all runs."""
     if wanted is not None:
         _require_logged(runs, wanted, '--retention')
         return Measure(wanted)
@@ -121,16 +98,9 @@ def last_values(runs: Iterable[Run], measures: Iterable[Measure]) -> pd.DataFram
 
 
 def summarize(values: pd.DataFrame, measure: Measure) -> pd.DataFrame:
-    """Mean, spread, and difference to the first method, of one measure.
+    """Mean, sample sd and n by method, and the mean difference to the first one over pairs of runs with equal seeds.
 
-    Args:
-        values (DataFrame): From :func:`last_values`.
-        measure (Measure): One of its columns.
-
-    Returns:
-        DataFrame: A row a method, with ``mean``; ``sd``, the sample standard deviation (NaN for one run); ``n`` runs;
-        ``difference``, the mean over ``pairs`` of runs with equal seeds, method minus first method; ``low`` and
-        ``high``, its 95 % confidence interval by Student's t, NaN for less than two pairs.
+    ``low`` and ``high`` are the 95 % confidence interval by Student's t, NaN for less than two pairs.
     """
     data = values[['method', 'seed', str(measure)]].set_axis(['method', 'seed', 'value'], axis=1).dropna(subset='value')
     table = data.groupby('method', sort=False)['value'].agg(mean='mean', sd='std', n='count')

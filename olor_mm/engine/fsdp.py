@@ -13,22 +13,15 @@ from ..optim.state import STATISTICS, statistics_in, with_statistics
 
 @contextmanager
 def whole_parameters(model: nn.Module) -> Iterator[bool]:
-    """Show the parameters of a model that FSDP has sharded in their own shapes, which groups and layers go by.
-
-    Yields:
-        bool: Whether the model is sharded by FSDP.
-
-    Raises:
-        ValueError: If FSDP has merged the parameters into flat ones.
-    """
+    """Show the parameters of a model that FSDP has sharded in their own shapes; yields whether it has."""
     wrappers = [module for module in model.modules() if isinstance(module, FSDP)]
     if not wrappers:
         yield False
         return
     if not all(wrapper._use_orig_params for wrapper in wrappers):
         raise ValueError(
-            'strategy.model_wrapper.use_orig_params=False: FSDP merges parameters of different layers into one, and '
-            'every layer has a level of its own; set model_wrapper=dict(use_orig_params=True)'
+            'strategy.model_wrapper.use_orig_params=False merges parameters of layers that have levels of their own; '
+            'set model_wrapper=dict(use_orig_params=True)'
         )
     with FSDP.summon_full_params(model, writeback=False):
         yield True

@@ -38,7 +38,7 @@ class PretrainedSelection:
         record: LoadRecord,
         settings: RollbackSettings,
         candidates: list[nn.Parameter],
-        kept: str = '',
+        kept: str,
     ):
         self.model, self.record, self.settings, self.candidates, self.kept = model, record, settings, candidates, kept
         self.pretrained = settings.pretrained

@@ -29,11 +29,7 @@ class Start:
 
     @eager
     def __call__(self) -> None:
-        """Do it, unless it is done.
-
-        Raises:
-            ValueError: If training was resumed without the optimizer's state, or nothing would be rolled back.
-        """
+        """Do it, unless it is done."""
         if self.is_done:
             return
         self.is_done = True

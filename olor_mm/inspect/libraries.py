@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from unittest.mock import patch
 from warnings import catch_warnings, simplefilter
 
@@ -26,12 +26,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def offline() -> Iterator[None]:
+def offline() -> AbstractContextManager:
     """Let torch.hub load files from its cache, and refuse downloads with a FileNotFoundError."""
-
-    def refuse(url: str, *_, **__) -> None:
-        raise FileNotFoundError(f'not in {torch.hub.get_dir()}/checkpoints')
-
-    with patch.object(torch.hub, 'download_url_to_file', refuse):
-        yield
+    error = FileNotFoundError(f'not in {torch.hub.get_dir()}/checkpoints')
+    return patch.object(torch.hub, 'download_url_to_file', side_effect=error)

@@ -26,18 +26,7 @@ GIVEN = ('model', 'train_cfg', 'param_scheduler', 'auto_scale_lr', 'data_preproc
 
 
 def examine(cfg: Config, images: int | None = None) -> RollbackReport:
-    """Build model, optimizer and schedules of a config as MMEngine's Runner does, in one process, and inspect them.
-
-    Checkpoints on this machine or in its cache are loaded. Others are assumed to hold every weight of their module;
-    nothing is downloaded. Random initialisation is left out.
-
-    Args:
-        cfg (Config): Config of a training run. A config without rollback is shown as if it had it.
-        images (int, optional): Images of an epoch, instead of those of the data set.
-
-    Raises:
-        ValueError: If the config is not one for training or something in it cannot be built.
-    """
+    """Build model, optimizer and schedules of a config as MMEngine's Runner does, in one process, and inspect them."""
     for key in SECTIONS:
         if not cfg.get(key) or not isinstance(cfg[key], dict):
             raise ValueError(f'{key}={cfg.get(key)!r} is not a dict: give the config of a training run')

@@ -72,13 +72,7 @@ def _share(some: int, rows: list[Parameter], what: str) -> str:
 
 
 def print_report(report: RollbackReport, console: Console, per_parameter: bool = False) -> None:
-    """Print the tables, in 100 columns.
-
-    Args:
-        report (RollbackReport): From :func:`olor_mm.inspect.rollback_table.examine`.
-        console (Console): The console to print to.
-        per_parameter (bool): Whether to list every parameter tensor. Defaults to False.
-    """
+    """Print the tables, in 100 columns, and on demand a list of every parameter tensor."""
     if report.lines_to_add:
         console.print('[bold]This config has no rollback.[/] The tables show it with these lines added:\n')
         console.print(report.lines_to_add + '\n', markup=False, highlight=False, soft_wrap=True)  # to be copied
@@ -153,16 +147,14 @@ def _in_epochs(half_lives: Iterable[float | None], report: RollbackReport) -> li
 
 def _parameter_lines(report: RollbackReport, marks: dict[str, str]) -> Iterable[str]:
     """Two lines per parameter, since a name can fill a line."""
-    aligned = '{:>7}{:>10}{:>9}{:>8}{:>9}{:>11}{:>9}{:>11}{:>11}{:>11}'.format
+    line = '{:>7}{:>10}{:>9}{:>8}{:>9}{:>11}{:>9}{:>11}{:>11}{:>11}'.format
     yield 'Every parameter'
-    yield aligned(
-        'layer', 'number', 'source', 'frozen', 'norm', 'lr at top', 'decay', 'lambda', 'w at top', 'half-life'
-    )
+    yield line('layer', 'number', 'source', 'frozen', 'norm', 'lr at top', 'decay', 'lambda', 'w at top', 'half-life')
     for row in report.parameters:
         yield row.name
         kind = (_count(row.number), marks[row.source], 'yes' if row.frozen else NONE, row.norm or NONE)
         figures = (row.lr[1:2], [row.weight_decay], [row.level], row.w[1:2] if any(row.w) else ())
-        yield aligned(row.layer, *kind, *map(_span, figures), _span([row.half_life], _steps))
+        yield line(row.layer, *kind, *map(_span, figures), _span([row.half_life], _steps))
 
 
 def _print_summary(report: RollbackReport, console: Console) -> None:
@@ -185,9 +177,7 @@ def _print_summary(report: RollbackReport, console: Console) -> None:
             f'{100 * steps / report.steps:.3g} % of the run, at the first learning rate'
         )
     if any(state != 'loaded' for state in report.sources.values()):
-        lines.append(
-            'Declared checkpoints are not on this machine, and are assumed to hold all weights of their module'
-        )
+        lines += ['Declared checkpoints are not on this machine, and are assumed to hold all weights of their module']
     for line in lines:
         console.print(f'- {line}.', highlight=False, markup=False)
     for warning in report.warnings:
@@ -195,11 +185,7 @@ def _print_summary(report: RollbackReport, console: Console) -> None:
 
 
 def write_csv(report: RollbackReport, file: Path) -> None:
-    """Write one row of plain numbers per parameter tensor.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write one row of plain numbers per parameter tensor."""
     with open(file, 'w', newline='') as stream:
         writer = csv.writer(stream)
         names = (
@@ -216,12 +202,7 @@ def write_csv(report: RollbackReport, file: Path) -> None:
 
 
 def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
-    """Plot lambda over depth, and w at the start, the top and the end of the schedule.
-
-    Raises:
-        OSError: If the file cannot be written.
-        ValueError: If matplotlib does not know its format.
-    """
+    """Plot lambda over depth, and w at the start, the top and the end of the schedule."""
     layers = by_layer(report.parameters)
     held = [[row for row in rows if any(row.w)] for rows in layers]
     figure = Figure(figsize=(max(7, min(14, 3 + 0.34 * len(layers))), 5.4), layout='constrained')

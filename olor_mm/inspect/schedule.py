@@ -7,24 +7,12 @@ from .report import RollbackReport
 
 
 def walk_schedule(runner: Runner, report: RollbackReport) -> list[list[dict]]:
-    """Step the schedulers through the whole run. Groups with equal rates change alike, so one of them is stepped.
-
-    Args:
-        runner (Runner): Its optimizer is built.
-        report (RollbackReport): Gets ``iterations``, ``top_iteration`` and warnings.
-
-    Returns:
-        list[list[dict]]: Options of every parameter group at the first iteration, at the iteration of the highest
-        learning rate, and at the last.
-
-    Raises:
-        ValueError: If ``param_scheduler`` cannot be built.
-    """
+    """Options of every parameter group at the first iteration, that of the highest learning rate, and the last."""
     optimizer, loop = runner.optim_wrapper.optimizer, runner.train_loop
     report.iterations = loop.max_iters
     groups = optimizer.param_groups
     kinds = [(group['lr'], group.get('weight_decay')) for group in groups]
-    firsts = dict(zip(kinds, groups))
+    firsts = dict(zip(kinds, groups))  # groups with equal rates change alike, so one of them is stepped
     optimizer.param_groups = list(firsts.values())
     with named('param_scheduler'):
         schedulers = runner.build_param_scheduler(runner.param_schedulers or [])

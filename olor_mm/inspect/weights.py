@@ -13,21 +13,7 @@ from .report import RollbackReport
 
 
 def load_weights(runner: Runner, load_from: str | None, report: RollbackReport) -> dict[nn.Parameter, str]:
-    """Load the checkpoints of ``init_cfg``, innermost modules first as MMEngine does, and of ``load_from``.
-
-    A checkpoint that is not on this machine counts as one that holds every weight of the module.
-
-    Args:
-        runner (Runner): Its model is loaded.
-        load_from (str, optional): Checkpoint of the whole model.
-        report (RollbackReport): Gets ``sources`` and warnings.
-
-    Returns:
-        dict[Parameter, str]: Parameter to its checkpoint; new parameters are missing.
-
-    Raises:
-        ValueError: If a file cannot be read or loaded.
-    """
+    """Load ``init_cfg``, innermost modules first as MMEngine does, and ``load_from``; return the origins of weights."""
     model = runner.model
     origins: dict[nn.Parameter, str] = {}
     jobs = [

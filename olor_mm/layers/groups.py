@@ -43,10 +43,8 @@ def rollback_groups(
     names = [*index] if pretrained is None else [*pretrained]
     known = index.keys() & set(names)
     if not known:
-        raise ValueError(
-            f'pretrained={names[:3]}: the model has no parameter of such a name, so there is nothing to '
-            f'roll back; its names are like {next(iter(index))!r}'
-        )
+        like = next(iter(index))
+        raise ValueError(f'pretrained={names[:3]}: the model has no such parameter; its names are like {like!r}')
     return merge(
         dict(
             params=[p],
@@ -59,11 +57,7 @@ def rollback_groups(
 
 
 def merge(groups: Iterable[dict]) -> list[dict]:
-    """One group for all parameters with equal options, in the order in which options first appear.
-
-    Args:
-        groups (Iterable[dict]): Parameter groups; ``params`` and ``names``, where there are such, are joined.
-    """
+    """One group for all parameters with equal options; joins ``params`` and, where there are such, ``names``."""
     merged: dict[str, dict] = {}
     for group in groups:
         lists = {key: group[key] for key in ('params', 'names') if key in group}

@@ -11,14 +11,13 @@ from .blocks import find_blocks
 from .order import names_in_order
 from .wrappers import clean_name
 
+Layers = dict[str, tuple[int, int]]  # name of a parameter to its (i, n)
 METHODS = ('block', 'tensor')
 # what models of OpenMMLab call the parts that are pre-trained by themselves, those of images and those of text
 BACKBONES = re.compile(r'backbone|visual|(image|vision|visual|text|language|lang)_(backbone|encoder|model|tower)')
 
 
-def layer_index(
-    model: nn.Module, method: str = 'block', overrides: Mapping[str, int] | None = None
-) -> dict[str, tuple[int, int]]:
+def layer_index(model: nn.Module, method: str = 'block', overrides: Mapping[str, int] | None = None) -> Layers:
     """Give every parameter of a model its layer i of n.
 
     A backbone is any outermost sub-module called ``backbone``, or as multi-modal models call theirs (``image_encoder``,
@@ -41,32 +40,37 @@ def layer_index(
         ValueError: If ``method`` is unknown, an override matches no parameter or is not an integer in [0, n].
     """
     if method not in METHODS:
-        raise ValueError(
-            f'layer_index={method!r} is unknown; take one of {", ".join(map(repr, METHODS))}, or a dict '
-            'from prefixes of parameter names to layer numbers'
-        )
-    index: dict[str, tuple[int, int]] = {}
+        known = ', '.join(map(repr, METHODS))
+        raise ValueError(f'layer_index={method!r} is unknown; take one of {known}, or a dict from prefixes to layers')
+    index: Layers = {}
     for prefix, backbone in backbones(model):
-        index.update(_index_backbone(backbone, prefix, method, whole_model=not prefix))
+        index.update(_index_backbone(backbone, prefix, method))
     deepest = max((n for _, n in index.values()), default=0) or 1
     index = {name: index.get(name, (deepest, deepest)) for name, _ in model.named_parameters()}
-    return _override(index, overrides or {})
+    for prefix, layer in sorted((overrides or {}).items(), key=lambda item: len(item[0])):
+        for name in names_under(prefix, index, 'layer_index'):
+            n = index[name][1]
+            if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= n:
+                end = f'n={n} (after the backbone)'
+                raise ValueError(f'layer_index[{prefix!r}]={layer!r} is not an integer from 0 (the input) to {end}')
+            index[name] = (int(layer), n)
+    return index
 
 
 def backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Prefix (``'backbone.'``) and module of every backbone; ``''`` and the module itself if it has none."""
     found: list[str] = []
     for name, child in module.named_modules():
-        inside = any(name.startswith(outer) for outer in found)
         parent, _, own_name = name.rpartition('.')
-        if BACKBONES.fullmatch(own_name) and not inside and 'embed' not in parent:  # a hybrid's stem may be a ResNet
+        is_stem = 'embed' in parent  # a hybrid's may be a ResNet
+        if BACKBONES.fullmatch(own_name) and not is_stem and not name.startswith(tuple(found)):
             found.append(f'{name}.')
             yield f'{name}.', child
     if not found:
         yield '', module
 
 
-def _index_backbone(backbone: nn.Module, prefix: str, method: str, whole_model: bool) -> dict[str, tuple[int, int]]:
+def _index_backbone(backbone: nn.Module, prefix: str, method: str) -> Layers:
     names = [name for name, _ in backbone.named_parameters()]
     if method == 'tensor':
         return {prefix + name: (i, len(names) - 1) for i, name in enumerate(names)}
@@ -75,36 +79,37 @@ def _index_backbone(backbone: nn.Module, prefix: str, method: str, whole_model: 
     root = backbone
     while len(inside := list(root.children())) == 1:  # a wrapper, as mmpretrain's of timm
         [root] = inside
-    block_names = {id(block): name for name, block in backbone.named_modules()}
-    blocks = {f'{block_names[id(block)]}.' for block in find_blocks(root)}
+    found = set(find_blocks(root))
+    blocks = [f'{name}.' for name, module in backbone.named_modules() if module in found]
     block_of = {name: next((block for block in blocks if name.startswith(block)), None) for name in ordered}
-    depths = _own_depths(backbone, prefix, block_of) or _block_depths(backbone, block_of, trailing_is_head=whole_model)
+    depths = _own_depths(backbone, prefix, block_of) or _block_depths(backbone, block_of, trailing_is_head=not prefix)
     return {prefix + name: depths[name] for name in names}
 
 
-def _own_depths(backbone: nn.Module, prefix: str, block_of: dict[str, str | None]) -> dict[str, tuple[int, int]] | None:
+def _own_depths(backbone: nn.Module, prefix: str, block_of: dict[str, str | None]) -> Layers:
     """What the backbone's ``get_layer_depth`` says, if it tells blocks apart and never decreases along the way."""
-    depths = _declared_depths(backbone, prefix, block_of)
-    path = [i for i, _ in depths.values()]
-    layers_of = {(block, depths[name][0]) for name, block in block_of.items() if depths and block is not None}
+    depths = _declared_depths(backbone, prefix)
+    path = [depths[name][0] for name in block_of if depths]
+    layers_of = {(block, i) for block, i in zip(block_of.values(), path) if block is not None}
     one_to_one = len(layers_of) == len({block for block, _ in layers_of}) == len({i for _, i in layers_of})
-    return depths if one_to_one and path == sorted(path) else None
+    return depths if one_to_one and path == sorted(path) else {}
 
 
-def _declared_depths(backbone: nn.Module, prefix: str, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+def _declared_depths(backbone: nn.Module, prefix: str) -> Layers:
     """What the backbone's ``get_layer_depth`` says of its parameters; nothing if there is none or it fails."""
     if not hasattr(backbone, 'get_layer_depth'):
         return {}
     try:
-        clean = clean_name(prefix)
-        depths = {name: backbone.get_layer_depth(clean + clean_name(name), clean) for name in names}
+        prefix = clean_name(prefix)
+        names = [name for name, _ in backbone.named_parameters()]
+        depths = {name: backbone.get_layer_depth(prefix + clean_name(name), prefix) for name in names}
     except (NotImplementedError, ValueError, KeyError, IndexError):  # of an architecture its author did not think of
         return {}
     # its `num_layers` counts layers, head included: the head's own i is one less
     return {name: (i, num_layers - 1) for name, (i, num_layers) in depths.items()}
 
 
-def declared_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+def declared_layers(model: nn.Module) -> Layers:
     """The layers that backbones give their parameters by mmpretrain's ``get_layer_depth``, for its learning rate decay.
 
     Unlike :func:`layer_index`, as they are: some give several blocks one layer.
@@ -115,13 +120,11 @@ def declared_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {
         prefix + name: layer
         for prefix, backbone in backbones(model)
-        for name, layer in _declared_depths(backbone, prefix, [name for name, _ in backbone.named_parameters()]).items()
+        for name, layer in _declared_depths(backbone, prefix).items()
     }
 
 
-def _block_depths(
-    backbone: nn.Module, block_of: dict[str, str | None], trailing_is_head: bool
-) -> dict[str, tuple[int, int]]:
+def _block_depths(backbone: nn.Module, block_of: dict[str, str | None], trailing_is_head: bool) -> Layers:
     numbers: dict[str, int] = {}  # of the blocks; the forward pass may leave one and come back to it
     depths: dict[str, int] = {}
     waiting: list[str] = []  # parameters between two blocks, e.g. a downsampling layer, belong to the block they feed
@@ -161,17 +164,3 @@ def names_under(prefix: str, names: Iterable[str], where: str) -> list[str]:
         hint = f'did you mean {near[0]!r}?' if near else f'its parts are {tops}; name one, or a part of one'
         raise ValueError(f'{where}: the model has no parameter under {prefix!r}; {hint}')
     return found
-
-
-def _override(index: dict[str, tuple[int, int]], overrides: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    for prefix in sorted(overrides, key=len):
-        layer = overrides[prefix]
-        for name in names_under(prefix, index, 'layer_index'):
-            n = index[name][1]
-            if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= n:
-                raise ValueError(
-                    f'layer_index[{prefix!r}]={layer!r} is not an integer from 0 (nearest the input) to '
-                    f'n={n} (after the backbone)'
-                )
-            index[name] = (int(layer), n)
-    return index

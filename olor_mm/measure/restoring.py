@@ -48,15 +48,13 @@ def pretrained_state(
     Raises:
         ValueError: If less than half of the pre-trained model's tensors are in the fine-tuned one.
     """
-    state, sources = {}, {}
+    state, sources = dict(pretrained), dict.fromkeys(pretrained, 'pre-trained')
     for name, value in pretrained.items():
         theirs = finetuned.get(prefix + name)
         if prefix + name in statistics:
             state[name], sources[name] = statistics[prefix + name], 'kept statistics'
         elif theirs is not None and theirs.shape == value.shape:
             state[name], sources[name] = theirs, 'fine-tuned'
-        else:
-            state[name], sources[name] = value, 'pre-trained'
     has_weights = 'fine-tuned' in sources.values()  # statistics alone do not make it the same model
     shared = sum(has_weights and source != 'pre-trained' for source in sources.values())
     check_shared(shared, pretrained, finetuned, prefix)
@@ -64,17 +62,7 @@ def pretrained_state(
 
 
 def check_shared(shared: int, pretrained: Collection[str], finetuned: Collection[str], prefix: str) -> None:
-    """Refuse a fine-tuned model that has less than half of the pre-trained model's tensors.
-
-    Args:
-        shared (int): Number of the pre-trained model's tensors in the fine-tuned one.
-        pretrained (Collection[str]): Names of the pre-trained model's tensors.
-        finetuned (Collection[str]): Names of the fine-tuned model's tensors.
-        prefix (str): What the fine-tuned model puts before the names.
-
-    Raises:
-        ValueError: The message names a prefix that fits, if there is one.
-    """
+    """Refuse a fine-tuned model that shares less than half of the pre-trained tensors; name a prefix that fits."""
     if not shared or 2 * shared < len(pretrained):
         counts = {other: sum(other + name in finetuned for name in pretrained) for other in ('', 'backbone.')}
         fits = [other for other, count in counts.items() if other != prefix and 2 * count >= len(pretrained)]

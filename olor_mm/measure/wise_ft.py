@@ -33,10 +33,9 @@ def interpolate(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f'alpha={alpha!r} is not in [0, 1]: 0 is the pre-trained model, 1 the fine-tuned one')
-    state, kept = {}, {}
+    state, kept = dict(finetuned), {}
     for name, value in finetuned.items():
         start = pretrained.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
-        state[name] = value
         if not _is_weight(value):
             continue
         if not isinstance(start, Tensor):

@@ -117,15 +117,6 @@ class AnchorFiles:
         return self._tensors[path]
 
 
-def missing_message(missing: int, total: int, files: Iterable[str]) -> str:
-    """Say how many anchors could not be taken from a file."""
-    why = 'is it another checkpoint than the one that was loaded?' if missing == total else 'resized or converted ones'
-    return (
-        f'anchor_file={list(files)}: {missing} of {total} pre-trained parameters have a value that is not in it '
-        f'({why}); their anchors are kept in memory'
-    )
-
-
 def _sha256(path: str) -> str:
     status = os.stat(path)
     return _digest(path, status.st_mtime_ns, status.st_size, status.st_ino)

@@ -49,13 +49,20 @@ def _review(learned, anchor, w):
 
 
 @njit(**COMPILED)
-def _adam_chunk(P, G, A, M, V, lr, l2, decay, beta1, beta2, correction, eps, w):
-    for i in range(P.size):
-        g = G[i] + l2 * P[i]
-        m = M[i] + (np.float32(1) - beta1) * (g - M[i])
-        v = beta2 * V[i] + (np.float32(1) - beta2) * (g * g)
+def _adam_chunk(row, start, size, scalars):
+    lr, l2, decay, beta1, beta2, eps, w = scalars
+    step = _span(row[5], 0, 1)[0]
+    rate, correction = np.float32(lr / (1 - beta1**step)), np.float32(1 / math.sqrt(1 - beta2**step))
+    kept, l2_32, eps_32 = np.float32(decay), np.float32(l2), np.float32(eps)
+    b1, b2, w_32 = np.float32(beta1), np.float32(beta2), np.float32(w)
+    P, G, A = _span(row[0], start, size), _span(row[1], start, size), _span(row[2], start, size)
+    M, V = _span(row[3], start, size), _span(row[4], start, size)
+    for i in range(size):
+        g = G[i] + l2_32 * P[i]
+        m = M[i] + (np.float32(1) - b1) * (g - M[i])
+        v = b2 * V[i] + (np.float32(1) - b2) * (g * g)
         M[i], V[i] = m, v
-        P[i] = _review(decay * P[i] - lr * (m / (np.sqrt(v) * correction + eps)), A[i], w)
+        P[i] = _review(kept * P[i] - rate * (m / (np.sqrt(v) * correction + eps_32)), A[i], w_32)
 
 
 @njit(parallel=True, **COMPILED)
@@ -66,33 +73,21 @@ def adam(addresses, sizes, scalars):
     chunks = _chunks(sizes)
     for i in prange(len(chunks)):
         tensor, start = chunks[i]
-        row, size = addresses[tensor], min(CHUNK, sizes[tensor] - start)
-        lr, l2, decay, beta1, beta2, eps, w = scalars[tensor]
-        step = _span(row[5], 0, 1)[0]
-        _adam_chunk(
-            _span(row[0], start, size),
-            _span(row[1], start, size),
-            _span(row[2], start, size),
-            _span(row[3], start, size),
-            _span(row[4], start, size),
-            np.float32(lr / (1 - beta1**step)),
-            np.float32(l2),
-            np.float32(decay),
-            np.float32(beta1),
-            np.float32(beta2),
-            np.float32(1 / math.sqrt(1 - beta2**step)),
-            np.float32(eps),
-            np.float32(w),
-        )
+        _adam_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
 
 
 @njit(**COMPILED)
-def _momentum_chunk(P, G, A, B, lr, l2, momentum, damped, nesterov, w):
-    for i in range(P.size):
-        g = G[i] + l2 * P[i]
-        b = momentum * B[i] + damped * g
+def _momentum_chunk(row, start, size, scalars):
+    lr, l2, momentum, dampening, nesterov, w = scalars
+    rate, l2_32, w_32 = np.float32(lr), np.float32(l2), np.float32(w)
+    kept, damped, looks_ahead = np.float32(momentum), np.float32(1 - dampening), nesterov != 0
+    P, G, A = _span(row[0], start, size), _span(row[1], start, size), _span(row[2], start, size)
+    B = _span(row[3], start, size)
+    for i in range(size):
+        g = G[i] + l2_32 * P[i]
+        b = kept * B[i] + damped * g
         B[i] = b
-        P[i] = _review(P[i] - lr * (g + momentum * b if nesterov else b), A[i], w)
+        P[i] = _review(P[i] - rate * (g + kept * b if looks_ahead else b), A[i], w_32)
 
 
 @njit(parallel=True, **COMPILED)
@@ -101,26 +96,15 @@ def momentum_sgd(addresses, sizes, scalars):
     chunks = _chunks(sizes)
     for i in prange(len(chunks)):
         tensor, start = chunks[i]
-        row, size = addresses[tensor], min(CHUNK, sizes[tensor] - start)
-        lr, l2, momentum, dampening, nesterov, w = scalars[tensor]
-        _momentum_chunk(
-            _span(row[0], start, size),
-            _span(row[1], start, size),
-            _span(row[2], start, size),
-            _span(row[3], start, size),
-            np.float32(lr),
-            np.float32(l2),
-            np.float32(momentum),
-            np.float32(1 - dampening),
-            nesterov != 0,
-            np.float32(w),
-        )
+        _momentum_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
 
 
 @njit(**COMPILED)
-def _sgd_chunk(P, G, A, lr, l2, w):
-    for i in range(P.size):
-        P[i] = _review(P[i] - lr * (G[i] + l2 * P[i]), A[i], w)
+def _sgd_chunk(row, start, size, scalars):
+    rate, l2_32, w_32 = np.float32(scalars[0]), np.float32(scalars[1]), np.float32(scalars[2])
+    P, G, A = _span(row[0], start, size), _span(row[1], start, size), _span(row[2], start, size)
+    for i in range(size):
+        P[i] = _review(P[i] - rate * (G[i] + l2_32 * P[i]), A[i], w_32)
 
 
 @njit(parallel=True, **COMPILED)
@@ -129,16 +113,7 @@ def sgd(addresses, sizes, scalars):
     chunks = _chunks(sizes)
     for i in prange(len(chunks)):
         tensor, start = chunks[i]
-        row, size = addresses[tensor], min(CHUNK, sizes[tensor] - start)
-        lr, l2, w = scalars[tensor]
-        _sgd_chunk(
-            _span(row[0], start, size),
-            _span(row[1], start, size),
-            _span(row[2], start, size),
-            np.float32(lr),
-            np.float32(l2),
-            np.float32(w),
-        )
+        _sgd_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
 
 
 def run(kernel: str, addresses: list[list[int]], sizes: list[int], scalars: list[tuple]) -> None:

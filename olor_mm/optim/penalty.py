@@ -75,15 +75,7 @@ def layer_penalty(
 
 
 def half_life_of(weight: float) -> float:
-    """Steps in which a deviation that no gradient feeds is halved, if each step takes the share w of the way back.
-
-    A step multiplies the deviation by 1 - w, so this is -1 / log2(1 - w), for small w about ln 2 / w.
-
-    Args:
-        weight (float): w in [0, 1].
-
-    Returns:
-        float: From 0, where one step takes all of the way, to inf, without rollback.
+    """Steps in which a deviation that no gradient feeds is halved: each multiplies it by 1 - w, w in [0, 1].
 
     >>> round(half_life_of(0.01), 2)
     68.97

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from .anchors import AnchorFiles, make_anchor, missing_message, place_anchor
+from .anchors import AnchorFiles, make_anchor, place_anchor
 
 NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
@@ -66,7 +66,10 @@ class AnchoredState(Optimizer):
                 missing.append(group['anchor_file'])
             self.state[p]['anchor'] = make_anchor(p, group) if anchor is None else anchor
         if missing:
-            self.warn(missing_message(len(missing), len(due), sorted(set(chain(*missing)))))
+            self.warn(
+                f'anchor_file={sorted(set(chain(*missing)))}: {len(missing)} of {len(due)} pre-trained parameters have '
+                'a value that is not in it, and their anchors are kept in memory: is it the checkpoint that was loaded?'
+            )
 
     @eager
     def _hide_bare_anchors(self, groups: list[dict]) -> dict[Parameter, Tensor | None]:

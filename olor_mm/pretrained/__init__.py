@@ -3,10 +3,4 @@
 from .record import LoadRecord, fingerprint
 from .statistics import running_statistics, statistics_states, summary
 
-__all__ = [
-    'LoadRecord',
-    'fingerprint',
-    'running_statistics',
-    'statistics_states',
-    'summary',
-]
+__all__ = ['LoadRecord', 'fingerprint', 'running_statistics', 'statistics_states', 'summary']

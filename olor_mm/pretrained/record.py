@@ -12,13 +12,10 @@ from .statistics import running_statistics
 class LoadRecord:
     """Watches a model and remembers every parameter and running mean that a ``state_dict`` was loaded into.
 
-    It also keeps the running statistics of norm layers from before the first forward pass that changes them.
-
     Both ``nn.Module.load_state_dict`` and MMEngine's loader run the hooks registered here on every sub-module. What
     counts is that a tensor was written to, or replaced (``assign=True``), while the module was loading, and not which
-    keys there were: modules rename, resize and convert them in hooks and in methods of their own.
-    A fingerprint of the loaded value is kept, so that a parameter which is initialised again later is not taken for
-    pre-trained.
+    keys there were: modules rename, resize and convert them. A fingerprint of the value tells whether a parameter was
+    initialised again since. The running statistics from before the first forward pass in training are kept too.
 
     Args:
         model (nn.Module): The model, before its weights are loaded. Parameters and buffers may be of any shape and

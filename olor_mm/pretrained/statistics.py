@@ -6,9 +6,6 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
-STATES = ('updated', 'frozen', 'none')
-
 
 def statistics_states(model: nn.Module) -> dict[str, str]:
     """What happens to the running statistics of every norm layer in the mode that the model is in now.
@@ -37,10 +34,10 @@ def summary(model: nn.Module, layers: Collection[str]) -> str:
         frozen='frozen at their pre-trained values',
         none='without running statistics',
     )
-    return '; '.join(f'{counts[state]} {meaning[state]}' for state in STATES if counts[state]) or 'none'
+    return '; '.join(f'{counts[state]} {what}' for state, what in meaning.items() if counts[state]) or 'none'
 
 
 def running_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
     """The running statistics of a norm layer, by the name of the buffer."""
-    found = {kind: getattr(module, kind, None) for kind in STATISTICS}
+    found = {kind: getattr(module, kind, None) for kind in ('running_mean', 'running_var', 'num_batches_tracked')}
     return {kind: value for kind, value in found.items() if value is not None}

@@ -257,7 +257,7 @@ def test_a_level_of_zero_by_hand_leaves_a_parameter_to_the_optimizer():
     [
         (dict(rollback=dict(rule='L2SP')), r"rollback\.rule='L2SP' is unknown; take one of 'olor', 'l2sp'"),
         (dict(rollback=dict(rule=['spd'])), r"rollback\.rule=\['spd'\] is unknown"),
-        (dict(rollback=dict(rule='l2sp', max_level=-0.1)), r"rollback\.max_level=-0\.1 is not a number in \[0, "),
+        (dict(rollback=dict(rule='l2sp', max_level=-0.1)), r'rollback\.max_level=-0\.1 is not a number in \[0, '),
         (dict(rollback=dict(rule='spd', new_level=0.1)), r"new_level=0\.1 .*'l2sp'.*'spd'"),
         (dict(rollback=dict(new_level=0.1)), r"new_level=0\.1 .*'l2sp'.*'olor'"),
         (dict(rollback=dict(rule='l2sp', new_level=True)), 'new_level=True is not a number'),

@@ -145,7 +145,9 @@ def test_flexible_runner_ends_as_the_runner_does(data, tmp_path, counts):
         names = {p: name for name, p in runner.model.named_parameters()}
         kept = {names[p]: state['anchor'] for p, state in found.state.items() if 'anchor' in state}
         assert_anchors_are_the_checkpoints(kept, source, parameter_names(runner, 'backbone.'))
-        assert torch.equal(found.pretrained_statistics['backbone.conv1.bn.running_mean'], source['backbone.conv1.bn.running_mean'])
+        assert torch.equal(
+            found.pretrained_statistics['backbone.conv1.bn.running_mean'], source['backbone.conv1.bn.running_mean']
+        )
         ends.append(runner.model.state_dict())
     for name in ends[0]:
         assert torch.equal(ends[0][name], ends[1][name]), name
@@ -257,6 +259,8 @@ def test_resuming_into_another_model_names_the_parameters():
     renamed = small_model()
     renamed.tail = renamed.head
     del renamed.head
-    with pytest.raises(ValueError, match=r'head\.weight \(group 6 there, none here\).*tail\.weight \(group none there, 6 here\)'):
+    with pytest.raises(
+        ValueError, match=r'head\.weight \(group 6 there, none here\).*tail\.weight \(group none there, 6 here\)'
+    ):
         wrapper_for(renamed).load_state_dict(state)
     other.load_state_dict(state)

@@ -69,6 +69,7 @@ BY_HAND = {  # tool, command line, what has to be named
     'key in a string': (TRAIN, (*START, '--cfg-options', 'log_level.a=1'), 'log_level.a=1'),
     'no section': (TRAIN, (*START, '--cfg-options', 'optim_wrapper=[]'), 'optim_wrapper=[]'),
     'nothing loaded': (TRAIN, (*START, '--cfg-options', 'model.backbone.init_cfg=None'), "pretrained='auto'"),
+    'no config': (TRAIN, ('no/such.py',), "config 'no/such.py' is not a file"),
     'other model': (TEST, ('config.py', 'other.pth'), 'other.pth'),
     'a part of it': (TEST, ('config.py', 'part.pth'), 'part.pth'),
     'over a directory': (WISE, ('whole.pth', 'whole.pth', 'folder'), 'cannot be written'),

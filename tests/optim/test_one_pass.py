@@ -12,6 +12,7 @@ from olor_mm.optim import SGDOLOR, AdamOLOR, AdamWOLOR, Rollback
 
 pytest.importorskip('numba')
 from olor_mm.optim import kernels
+
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 pytestmark = pytest.mark.skipif(TORCH < (2, 4), reason='no fused optimizers on CPU before torch 2.4')
 # one element, an odd number, more than a chunk of the kernel, and a number that no vector divides

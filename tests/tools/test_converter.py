@@ -1,10 +1,12 @@
+import sys
+
 import pytest
 import torch
 import torchvision
-from conftest import load, run
+from conftest import load
 
 import olor_mm  # noqa: F401
-from tools.model_converters.torchvision_mobilenet_v2 import convert
+from tools.model_converters.torchvision_mobilenet_v2 import convert, main
 
 
 @pytest.fixture(scope='module')
@@ -48,9 +50,10 @@ def test_classifier_gives_the_same_scores(torchvision_model, images, data):
         assert (model(images, mode='tensor') - torchvision_model(images)).abs().max() == 0
 
 
-def test_command_line_writes_what_the_function_gives(data, tmp_path):
+def test_command_line_writes_what_the_function_gives(data, tmp_path, monkeypatch):
     source = data / 'weights/mobilenet_v2_torchvision.pth'
-    run('python', 'tools/model_converters/torchvision_mobilenet_v2.py', source, tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['torchvision_mobilenet_v2.py', str(source), str(tmp_path)])
+    main()
     for library in ('mmdet', 'mmseg', 'mmpretrain'):
         written = load(tmp_path / f'mobilenet_v2_{library}.pth')['state_dict']
         expected = convert(load(source), library)

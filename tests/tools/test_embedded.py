@@ -1,12 +1,12 @@
 import json
+import sys
 
 import cv2
 import numpy as np
 import pytest
-from conftest import run
 from pycocotools.coco import COCO
 
-from tools.dataset_converters.embedded import TEST_PHOTOS, TRAIN_PHOTOS, tiles
+from tools.dataset_converters.embedded import TEST_PHOTOS, TRAIN_PHOTOS, main, tiles
 
 
 @pytest.mark.parametrize('name, classes', [('nuclei', 1), ('composite', 10)])
@@ -61,7 +61,10 @@ def test_tiles_cover_everything_and_stay_inside(length, size, stride):
     assert {pixel for start in starts for pixel in range(start, start + size)} == set(range(length))
 
 
-def test_unknown_name_is_refused():
-    done = run('python', 'tools/dataset_converters/embedded.py', 'coco', check=False)
-    assert done.returncode == 2
-    assert "unknown name 'coco'; take one of weights, nuclei" in done.stdout
+@pytest.mark.parametrize('name, hint', [('coco', 'weights, nuclei'), ('nucli', "'nuclei'")])
+def test_unknown_name_is_refused(name, hint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['embedded.py', name])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert repr(name) in said and hint in said

@@ -285,9 +285,7 @@ def test_a_wrong_setting_stops_the_tool_before_training(data, tmp_path):
     assert 'Traceback' not in done.stdout and 'Epoch(train)' not in done.stdout and not list(tmp_path.glob('*.pth'))
 
 
-def test_missing_config_and_usage_are_plain():
-    done = run(sys.executable, 'tools/train.py', 'no/such.py', check=False)
-    assert done.returncode and len(done.stdout.strip().splitlines()) == 1 and "'no/such.py'" in done.stdout
-    for script in ('dist_train.sh', 'dist_test.sh'):
-        done = run('bash', f'tools/{script}', check=False)
-        assert done.returncode == 2 and done.stdout.startswith('usage: ')
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
+def test_a_script_without_arguments_shows_its_usage(script):
+    done = run('bash', f'tools/{script}', check=False)
+    assert done.returncode == 2 and done.stdout.startswith('usage: ')

@@ -80,8 +80,7 @@ STUDIES = {
     ),
     'bad_configs': Study(
         'Generated configs, good and bad',
-        'tests/faults/bad_configs.py --configs 2000 --command-lines 0 --out FOLDER',
-        rows=2000,
+        tests=('tests/faults/test_bad_input.py -k hundreds',),
     ),
     'command_lines': Study(
         'Generated command lines, good and bad',

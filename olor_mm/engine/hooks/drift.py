@@ -25,9 +25,9 @@ class DriftHook(Hook):
 
     It goes to the visualizer of the run (``scalars.json``, TensorBoard, W&B) as ``drift/layer_00``, ... and
     ``drift/all``, over all pre-trained parameters of the layer together. theta is what the optimizer trains, not its
-    average in ``EMAHook``. theta_0 is the anchor where there is one (rounded if ``anchor_dtype='bfloat16'``). Else it
-    is a copy that the hook makes before the first step, keeps in host memory and saves in checkpoints, so that a
-    resumed run measures against the same values. Under FSDP only parameters with an anchor are measured.
+    average in ``EMAHook``. theta_0 is the anchor (rounded if ``anchor_dtype='bfloat16'``). Where there is none, it is a
+    copy that the hook makes before the first step, keeps in host memory and saves in checkpoints, so that a resumed run
+    measures against the same values. Under FSDP only parameters with an anchor are measured.
 
     Args:
         interval (int): Iterations between two measurements; the last iteration is always measured. Defaults to 20.
@@ -71,18 +71,13 @@ class DriftHook(Hook):
             raise ValueError('DriftHook: under FSDP it needs an optimizer with rollback; use one, or DDP')
         if self.pretrained is None:
             self.pretrained = 'auto' if self._selection is None else self._selection.pretrained
-        self._record = self._watch(runner, model)
-
-    def _watch(self, runner, model: nn.Module) -> LoadRecord:
-        if self._selection is not None:
-            return self._selection.record
-        record = LoadRecord(model)
-        if self.pretrained == 'auto' and was_initialised(model):  # FlexibleRunner has loaded everything by now
+        self._record = LoadRecord(model) if self._selection is None else self._selection.record
+        if self._selection is None and self.pretrained == 'auto' and was_initialised(model):
+            # FlexibleRunner has loaded everything by now
             if getattr(runner, '_load_from', None):
                 fault = f'load_from={runner._load_from!r} is loaded where the hook cannot see it'
                 raise ValueError(f"DriftHook: {fault}; name what is pre-trained, e.g. pretrained=['backbone']")
-            repeat_loading(model, record)
-        return record
+            repeat_loading(model, self._record)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._resumed = checkpoint.get(KEY)
@@ -104,11 +99,8 @@ class DriftHook(Hook):
             raise ValueError(f"DriftHook: {fault}; set load_from or init_cfg, or name it: pretrained=['backbone']")
         self._layers = {p: self._index[p] for p in found}
         self._norms: list[float] | None = None
-        print_log(
-            f'DriftHook: {len(found)} of {len(self._names)} parameter tensors are pre-trained; the hook keeps the '
-            f'values of {len(self._own)} of them, for which the optimizer has no anchors',
-            logger='current',
-        )
+        share = f'{len(found)} of {len(self._names)} parameter tensors are pre-trained'
+        print_log(f'DriftHook: {share}; it keeps copies of {len(self._own)} without an anchor', logger='current')
 
     def _from_model(self) -> tuple[list[nn.Parameter], dict[nn.Parameter, Tensor]]:
         """Pre-trained parameters, and copies of those that get no anchor."""
@@ -147,50 +139,40 @@ class DriftHook(Hook):
         states = getattr(self._inner, 'state', {})
         return {p: state['anchor'] for p, state in states.items() if torch.is_tensor(state.get('anchor'))}
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters:
-            self._log(runner)
-
     @torch.no_grad()
-    def _log(self, runner) -> None:
-        if get_rank() and not self._is_spread:  # the first process has everything
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        is_due = self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters
+        if not is_due or (get_rank() and not self._is_spread):  # the first process has everything
             return
         moved = self._squares((layer, torch._foreach_sub(params, starts)) for layer, params, starts in self._pairs())
         if self._norms is None:
             self._norms = self._squares((layer, starts) for layer, _, starts in self._pairs())
-        scalars = {f'drift/layer_{i:02d}': _ratio(moved[i], self._norms[i]) for i in sorted({*self._layers.values()})}
-        scalars['drift/all'] = _ratio(sum(moved), sum(self._norms))
-        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        drift = [(square / norm) ** 0.5 if norm else 0.0 for square, norm in zip(moved, self._norms)]
+        scalars = {f'drift/layer_{i:02d}': drift[i] for i in sorted({*self._layers.values()})}
+        runner.visualizer.add_scalars({**scalars, 'drift/all': drift[-1]}, step=runner.iter + 1)
 
     def _pairs(self) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]:
         """Layer, parameters and their pre-trained values, for the share of this process."""
         anchors = self._anchors()
+        here, anywhere = (
+            {p for group in getattr(optimizer, 'param_groups', ()) for p in group['params']}
+            for optimizer in (self._inner, self._optimizer)  # they differ with ZeRO
+        )
         batches: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-        for p in self._share():
-            params, starts = batches.setdefault(self._layers[p], ([], []))
-            params.append(p)
-            starts.append(anchors.get(p, self._own.get(p, p)))  # itself until the first step, which captures anchors
+        for p, layer in self._layers.items():
+            if p in here or (p not in anywhere and get_rank() == 0):
+                params, starts = batches.setdefault(layer, ([], []))
+                params.append(p)
+                starts.append(anchors.get(p, self._own.get(p, p)))  # itself until the first step captures anchors
         yield from fetched([(layer, *batch) for layer, batch in batches.items()])
 
-    def _share(self) -> list[nn.Parameter]:
-        if not isinstance(self._optimizer, ZeroRedundancyOptimizer):
-            return list(self._layers)
-        here, anywhere = (
-            {p for group in optimizer.param_groups for p in group['params']}
-            for optimizer in (self._inner, self._optimizer)
-        )
-        return [p for p in self._layers if p in here or (p not in anywhere and get_rank() == 0)]
-
     def _squares(self, batches: Iterable[tuple[int, list[Tensor]]]) -> list[float]:
-        """The squared norm of each layer over all processes; waits for the device once."""
+        """The squared norm of each layer over all processes, and their sum; waits for the device once."""
         sums = torch.zeros(max(self._layers.values()) + 1, device=next(iter(self._layers)).device)
         for layer, tensors in batches:
             norms = torch._foreach_norm([t.float() for t in tensors])  # half precision would overflow
             sums[layer] += torch.stack([norm.to(sums.device) for norm in norms]).square().sum()
         if self._is_spread:
             all_reduce(sums)
-        return sums.tolist()
-
-
-def _ratio(moved: float, norm: float) -> float:
-    return (moved / norm) ** 0.5 if norm else 0.0
+        squares = sums.tolist()
+        return [*squares, sum(squares)]

@@ -14,8 +14,7 @@ class FreezeBackboneHook(Hook):
     statistics of norm layers stay as they are, and dropout and drop path are off.
 
     Raises:
-        ValueError: Before training, if the model has no backbone, or if ``DistributedDataParallel`` waits for the
-            gradients of all parameters.
+        ValueError: If the model has no backbone, or ``DistributedDataParallel`` waits for all parameters' gradients.
 
     Example:
         >>> custom_hooks = [dict(type='FreezeBackboneHook')]

@@ -24,7 +24,6 @@ from ...pretrained import LoadRecord
 from .randomness import same_randomness
 
 KEY, KEY_OF_0_1 = 'olor_pretrained', 'olor_upstream'  # in checkpoints
-METRICS_OF_0_1 = ('upstream/', 'upstream_restored/')
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 HEADS = ('head', 'decode_head', 'auxiliary_head')
 PIPELINE = (
@@ -49,24 +48,21 @@ class PretrainedEvalHook(Hook):
     for ``save_best``. The weights are those that are validated; the result of the run stays the same, bit for bit.
 
     Args:
-        model (str or dict): The pre-trained model: path of a config, its name in a library, e.g.
-            ``'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'``, or the config of a model alone.
+        model (str or dict): The pre-trained model: path of a config, its name in a library, or a model's config alone.
         checkpoint (str): Its weights, all of them.
         images (str, optional): Folder of images, searched with its sub-folders. They stay in memory after the pipeline.
-        pipeline (list[dict], optional): For ``images``. Defaults to the test pipeline of the config, or to the usual
-            one of ImageNet, 224 pixels.
+        pipeline (list[dict], optional): For ``images``. Defaults to the config's for testing, or ImageNet's usual one.
         batch_size (int): Of ``images``. Defaults to 32.
-        dataloader (dict or str, optional): Labelled data of the pre-trained model's task, as ``test_dataloader``;
-            'val' or 'test' for that of its config, with its evaluator.
+        dataloader (dict or str, optional): Labelled data of the old task; 'val' or 'test': its config's, evaluator too.
         evaluator (dict or list[dict], optional): As ``test_evaluator``.
         prefix (str): Where the training model has the pre-trained one, e.g. 'backbone.'. Defaults to anywhere.
-        keep (list[str]): Parts of the pre-trained model that keep their values even where the training model has the
-            same, such as a head of as many classes. Defaults to ``['head', 'decode_head', 'auxiliary_head']``.
+        keep (list[str]): Parts of the pre-trained model that keep their values even if the training model has them,
+            such as a head of as many classes. Defaults to ``['head', 'decode_head', 'auxiliary_head']``.
 
     Raises:
-        ValueError: If an option does not fit; before the first iteration, if the checkpoint does not fill the model, if
-            the training model has less than half of it, if a resumed checkpoint was saved without the hook, or if a
-            hook monitors ``upstream/...``, a name of version 0.1.
+        ValueError: If an option does not fit; before training, if the checkpoint does not fill the model, the training
+            model has less than half of it, a resumed checkpoint was saved without the hook, or a hook monitors
+            ``upstream/...``, a name of version 0.1.
 
     Example:
         >>> custom_hooks = [dict(
@@ -105,20 +101,15 @@ class PretrainedEvalHook(Hook):
         self.images, self.pipeline, self.batch_size = images, pipeline, batch_size
         self.dataloader, self.evaluator = dataloader, evaluator
         self._names: dict[str, str] | None = None  # in the pre-trained model to in the training model
-        self._is_matched = False
 
     def before_run(self, runner) -> None:
         _refuse_old_metrics(runner.hooks)
         params = list(unwrapped(runner.model).parameters())
         if any(hasattr(p, 'to_local') or getattr(p, '_fsdp_flattened', False) for p in params):
             raise ValueError('PretrainedEvalHook needs whole weights, and FSDP shards them; use DDP')
-        with same_randomness(params[0].device):
-            cfg, scope = _config_of(self.cfg)
-            with DefaultScope.overwrite_default_scope(scope):
-                self._build(cfg, params[0].device)
-            self._statistics = {name: value.clone() for name, value in self._model.named_buffers()}
-            if self.images is not None and get_rank() == 0:
-                self._original = self._predict()
+        cfg, scope = _config_of(self.cfg)
+        with same_randomness(params[0].device), DefaultScope.overwrite_default_scope(scope):
+            self._build(cfg, params[0].device)
 
     def _build(self, cfg: Config, device: torch.device) -> None:
         self._model = revert_sync_batchnorm(MODELS.build(cfg.model))
@@ -130,9 +121,11 @@ class PretrainedEvalHook(Hook):
             fault = f'{len(lacking)} parameters, e.g. {lacking[0]}, do not fit; give the whole model, with its head'
             raise ValueError(f'PretrainedEvalHook.checkpoint={self.checkpoint!r}: {fault}')
         self._model.eval().to(device)
+        self._statistics = {name: value.clone() for name, value in self._model.named_buffers()}
         if self.images is not None and get_rank() == 0:
             self._batches = self._load_images(cfg)
             self._stages = main_stages(dict(backbones(self._model)).popitem()[1])
+            self._original = self._predict()
         if self.dataloader is not None:
             loader, evaluator = self.dataloader, self.evaluator
             if isinstance(loader, str):
@@ -156,37 +149,32 @@ class PretrainedEvalHook(Hook):
         self._names = checkpoint.get(KEY, checkpoint.get(KEY_OF_0_1))
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        if self._is_matched:
+        if self._names is not None:
             checkpoint[KEY] = self._names
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        if self._is_matched:
-            return
+    def before_train(self, runner) -> None:  # weights are loaded by now
         if runner.iter == 0:
-            self._names = self._match(unwrapped(runner.model))
+            self._match(unwrapped(runner.model))
         if self._names is None:
-            raise ValueError(
-                'PretrainedEvalHook: the resumed checkpoint was saved without it; remove it, or start anew'
-            )
-        self._is_matched = True
+            raise ValueError('PretrainedEvalHook: the resumed checkpoint was saved without it; drop it or start anew')
 
-    def _match(self, model: nn.Module) -> dict[str, str]:
-        names = match_by_value(self._model, model, self.prefix, self.keep)
+    def _match(self, model: nn.Module) -> None:
+        self._names = match_by_value(self._model, model, self.prefix, self.keep)
         total = [name for name, _ in self._model.named_parameters()]
-        missing = [name for name in total if name not in names]
+        missing = [name for name in total if name not in self._names]
         share = f'{len(total) - len(missing)} of the {len(total)} pre-trained parameter tensors'
         found = f'PretrainedEvalHook: the training model starts with {share}'
         if 2 * len(missing) > len(total):
             raise ValueError(f'{found} (prefix={self.prefix!r}); does it load checkpoint={self.checkpoint!r}?')
         print_log(f'{found}; the others keep their values: {", ".join(missing) or "none"}', logger='current')
-        return names
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         if self._names is None:
             print_log('PretrainedEvalHook: not trained with this hook, so nothing is measured', logger='current')
             return
         with same_randomness(next(self._model.parameters()).device), torch.no_grad():
-            target, source = _tensors(self._model), _tensors(unwrapped(runner.model))
+            models = self._model, unwrapped(runner.model)
+            target, source = (dict([*model.named_parameters(), *model.named_buffers()]) for model in models)
             for theirs, ours in self._names.items():
                 target[theirs].copy_(source[ours])
             found = self._measure('pretrained')
@@ -226,8 +214,7 @@ class PretrainedEvalHook(Hook):
         seen: dict[int, Any] = dict.fromkeys(range(len(self._stages)))
         with ExitStack() as hooks:
             for i, stage in enumerate(self._stages):
-                hook = stage.register_forward_hook(lambda _, inputs, output, i=i: seen.update({i: output}))
-                hooks.enter_context(hook)
+                hooks.enter_context(stage.register_forward_hook(lambda _, __, output, i=i: seen.update({i: output})))
             for batch in self._batches:
                 scores = self._model(self._model.data_preprocessor(batch, False)['inputs'], mode='tensor')
                 if not torch.is_tensor(scores) or scores.ndim != 2:
@@ -246,10 +233,6 @@ def _pooled(output, images: int) -> Tensor | None:
     return output.mean((2, 3)) if output.ndim == 4 else output.mean(1) if output.ndim == 3 else output
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def _config_of(model: str | Mapping) -> tuple[Config, str]:
     """The config that holds a model, and the scope of its types."""
     if isinstance(model, str):
@@ -260,14 +243,14 @@ def _config_of(model: str | Mapping) -> tuple[Config, str]:
         raise ValueError(f'PretrainedEvalHook.model={model!r} is not a config with a model, nor one of a model')
     if cfg.get('data_preprocessor'):  # as Runner does
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    named, dot, _ = cfg.model.type.rpartition('.') if isinstance(cfg.model.type, str) else ('', '', '')
+    named = cfg.model.type.rpartition('.')[0] if isinstance(cfg.model.type, str) else ''
     current = DefaultScope.get_current_instance()
-    return cfg, cfg.get('default_scope') or (named if dot else getattr(current, 'scope_name', 'mmengine'))
+    return cfg, cfg.get('default_scope') or named or getattr(current, 'scope_name', 'mmengine')
 
 
 def _refuse_old_metrics(hooks: Sequence[Hook]) -> None:
     for hook in hooks:
         for name in getattr(hook, 'save_best', None) or [getattr(hook, 'monitor', None)]:
-            if str(name).startswith(METRICS_OF_0_1):
+            if str(name).startswith(('upstream/', 'upstream_restored/')):
                 now = name.replace('upstream', 'pretrained', 1)
                 raise ValueError(f'{type(hook).__name__}: the metric {name!r} is called {now!r} now; write that')

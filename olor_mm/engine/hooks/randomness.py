@@ -5,12 +5,10 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import worker_init_fn
-from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, set_random_seed
@@ -34,26 +32,23 @@ class ResumableRandomnessHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner) -> None:
-        loop = runner.train_loop
-        remedy = None
-        if isinstance(loop, IterBasedTrainLoop):
-            if not hasattr(loop.dataloader_iterator, 'skip_iter'):
-                remedy = 'use an epoch-based loop: this version of MMEngine augments what it skips on resume'
-            elif loop.dataloader.num_workers:
-                remedy = 'set train_dataloader.num_workers=0'
-        elif loop.dataloader.num_workers and loop.dataloader.persistent_workers:
+        loop, loader = runner.train_loop, runner.train_loop.dataloader
+        by_iteration = isinstance(loop, IterBasedTrainLoop)
+        if by_iteration and not hasattr(loop.dataloader_iterator, 'skip_iter'):
+            remedy = 'use an epoch-based loop: this version of MMEngine augments what it skips on resume'
+        elif by_iteration and loader.num_workers:
+            remedy = 'set train_dataloader.num_workers=0'
+        elif loader.persistent_workers:
             remedy = 'set train_dataloader.persistent_workers=False'
-        if remedy is not None:
-            message = f'ResumableRandomnessHook: augmentation will not repeat after a resume; {remedy}'
-            print_log(message, logger='current', level=logging.WARNING)
+        else:
+            return
+        message = f'ResumableRandomnessHook: augmentation will not repeat after a resume; {remedy}'
+        print_log(message, logger='current', level=logging.WARNING)
 
     def before_train_epoch(self, runner) -> None:
         loader = runner.train_loop.dataloader
-        stock: Any = getattr(loader.worker_init_fn, 'func', None)
-        if stock is worker_init_fn:
-            loader.worker_init_fn = partial(
-                worker_init_fn, num_workers=loader.num_workers, rank=get_rank(), seed=_seed(runner, runner.epoch)
-            )
+        if getattr(loader.worker_init_fn, 'func', None) is worker_init_fn:
+            loader.worker_init_fn = partial(loader.worker_init_fn, seed=_seed(runner, runner.epoch))
         self._reseed(runner)
 
     def after_skipped_iters(self, runner) -> None:

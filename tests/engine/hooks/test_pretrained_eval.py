@@ -234,14 +234,14 @@ def test_names_in_a_checkpoint_of_version_0_1_are_used_and_without_any_a_resume_
     names, later = {'backbone.a': 'backbone.a'}, SimpleNamespace(iter=3)
     hook = PretrainedEvalHook(**options(data, photos))
     hook.after_load_checkpoint(later, dict(olor_upstream=names))
-    hook.before_train_iter(later, 0)
+    hook.before_train(later)
     saved: dict = {}
     hook.before_save_checkpoint(later, saved)
     assert saved == dict(olor_pretrained=names)
     hook = PretrainedEvalHook(**options(data, photos))
     hook.after_load_checkpoint(later, {})
     with pytest.raises(ValueError, match='PretrainedEvalHook: the resumed checkpoint was saved without it'):
-        hook.before_train_iter(later, 0)
+        hook.before_train(later)
     metrics: dict = {}
     hook.after_val_epoch(later, metrics)  # of a model that was not trained with the hook
     assert not metrics
@@ -269,7 +269,7 @@ def test_wrong_options_are_named(data, photos, fine_tuning, changes, message):
     def start():
         hook = PretrainedEvalHook(**options(data, photos, **changes))
         hook.before_run(fine_tuning)
-        hook.before_train_iter(fine_tuning, 0)
+        hook.before_train(fine_tuning)
 
     with pytest.raises(ValueError, match=f'(?s)PretrainedEvalHook.*{message}'):
         start()
