@@ -7,11 +7,8 @@ from mmengine.config import utils as config_utils
 
 
 def resolve_config_scopes() -> None:
-    """Make ``_base_ = 'mmseg::...'`` work whatever the distribution is called that mmseg comes from, and ours as well.
-
-    MMEngine looks scopes up by the name of the upstream distribution ('mmsegmentation'), which the OneDL one does not
-    have; the name of the module finds both. Scopes that it does not list, as ours, it refuses.
-    """
+    """Make ``_base_ = 'mmseg::...'`` work with any distribution that mmseg comes from, and ``'olor_mm::...'`` too."""
+    # MMEngine looks for the upstream distribution ('mmsegmentation') alone, and refuses scopes that it does not list
     for scope, distribution in config_utils.MODULE2PACKAGE.items():
         try:
             version(distribution)

@@ -71,8 +71,3 @@ def test_lightning_module(folder):
     assert trainer.global_step == 4
     [optimizer] = load('work_dirs/lightning_module/last.ckpt')['optimizer_states']
     assert_anchors_are_imagenet(optimizer, steps=4)
-
-
-def test_the_examples_are_short():
-    for file in (ROOT / 'examples').glob('*.py'):
-        assert len(file.read_text().splitlines()) < 90, file

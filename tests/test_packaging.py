@@ -12,6 +12,11 @@ from conftest import ROOT
 
 HEAVY = ('mmengine.runner', 'mmengine.optim', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch.distributed.fsdp', 'numba')
 
+OWN = """
+_base_ = ['mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', 'olor_mm::_base_/rollback.py']
+optim_wrapper = dict(_delete_=True, **_base_.olor_optim_wrapper)
+"""
+
 
 def python(code: str, cwd: Path, *arguments: str, path: Path = ROOT) -> str:
     """What code prints, in a Python of its own that finds olor_mm in ``path``."""
@@ -53,7 +58,7 @@ def wheel(sources, tmp_path_factory) -> Path:
     return dist / 'site'
 
 
-def test_the_wheel_carries_configs_tools_and_the_model_index(wheel, sources):
+def test_the_wheel_carries_configs_tools_and_the_model_index(wheel, sources, tmp_path):
     for name in ('configs', 'tools'):
         carried = {f.relative_to(wheel / 'olor_mm/.mim') for f in (wheel / 'olor_mm/.mim' / name).rglob('*.*')}
         assert carried == {f.relative_to(sources) for f in (sources / name).rglob('*.*')}
@@ -61,7 +66,15 @@ def test_the_wheel_carries_configs_tools_and_the_model_index(wheel, sources):
     assert not [f for f in wheel.iterdir() if f.name != 'olor_mm' and not f.name.endswith('.dist-info')]
     [metadata] = wheel.glob('*.dist-info/METADATA')
     fields = message_from_string(metadata.read_text())
-    assert fields['Version'] == python('import olor_mm; print(olor_mm.__version__)', wheel).strip()
+    (tmp_path / 'own.py').write_text(OWN)
+    code = (
+        'import olor_mm\n'
+        'from mmengine.config import Config\n'
+        'print(olor_mm.__file__, olor_mm.__version__, Config.fromfile("own.py").optim_wrapper.constructor)'
+    )
+    file, version, constructor = python(code, tmp_path, path=wheel).split()
+    assert Path(file).is_relative_to(wheel) and constructor == 'OLOROptimWrapperConstructor'
+    assert fields['Version'] == version
     needs = fields.get_all('Requires-Dist')
     # whatever torch a user has stays, and of mm* nothing is asked for without an extra
     assert [line for line in needs if 'extra' not in line] == ['torch']
@@ -71,11 +84,9 @@ def test_the_wheel_carries_configs_tools_and_the_model_index(wheel, sources):
                 assert f'{pinned.replace("==", "~=")}; extra == "{extra}"' in needs
 
 
+@pytest.mark.slow
 def test_it_works_from_the_wheel_alone(wheel, tmp_path):
-    (tmp_path / 'own.py').write_text(
-        "_base_ = ['mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', 'olor_mm::_base_/rollback.py']\n"
-        'optim_wrapper = dict(_delete_=True, **_base_.olor_optim_wrapper)\n'
-    )
+    (tmp_path / 'own.py').write_text(OWN)
     report = python('', tmp_path, '-m', 'olor_mm', 'print_rollback', 'own.py', '--images', '10', path=wheel)
     assert 'backbone.layer4' in report
     code = (
@@ -99,51 +110,79 @@ def test_an_editable_install_has_links_to_what_is_edited(sources, tmp_path):
         assert (mim / name).is_symlink() and (mim / name).samefile(sources / name)
 
 
-def test_importing_costs_little():
+IMPORT = """
+before = set(sys.modules)
+import olor_mm, olor_mm.optim
+print(*sorted(set(sys.modules) - before))
+"""
+OLD_TORCH = """
+torch.__version__ = type(torch.__version__)('2.0.1')
+import olor_mm
+"""
+BUILD = """
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, OPTIMIZERS, init_default_scope
+init_default_scope({scope!r})
+p = [torch.nn.Parameter(torch.ones(1))]
+made = [OPTIMIZERS.build(dict(type='{prefix}' + name, params=p)) for name in ('AdamWOLOR', 'NAdamOLOR')]
+made.append(OPTIMIZERS.build(dict(type='{prefix}OLOR', params=p, base=dict(type='SGD', lr=1.0))))
+made += [HOOKS.build(dict(type='{prefix}' + name)) for name in ('SafeCheckpointHook', 'FreezeBackboneHook', 'DriftHook')]
+wrapper = dict(constructor='{prefix}OLOROptimWrapperConstructor', optimizer=dict(type='{prefix}SGDOLOR', lr=0.1))
+made.append(build_optim_wrapper(torch.nn.Linear(2, 2), wrapper).optimizer)
+print(*(type(each).__name__ for each in made))
+"""
+SCOPES = [(scope, 'olor_mm.') for scope in ('mmengine', 'mmdet', 'mmseg', 'mmpretrain')] + [('mmdet', '')]
+FORKS = """
+import json, os, sys, torch, mmengine
+def in_a_fork(code, out):
+    if not (child := os.fork()):
+        with open(out, 'w') as sys.stdout:
+            try:
+                exec(code, globals())
+            except Exception as error:
+                print(error)
+        os._exit(0)
+    os.waitpid(child, 0)
+before, after = json.loads(sys.argv[1])
+for code in before:
+    in_a_fork(*code)
+import mmdet.models, mmseg.models, mmpretrain.models
+for code in after:
+    in_a_fork(*code)
+"""
+
+
+@pytest.fixture(scope='module')
+def printed(tmp_path_factory) -> dict:
+    """What code prints in processes without olor_mm; libraries are imported once, in the process they are forked from."""
+    folder = tmp_path_factory.mktemp('forks')
+    before = {'import': IMPORT, 'old torch': OLD_TORCH}
+    after = {}
+    for scope, prefix in SCOPES:
+        after[scope, prefix] = ('' if prefix else 'import olor_mm\n') + BUILD.format(scope=scope, prefix=prefix)
+    files = {key: folder / f'{i}.txt' for i, key in enumerate([*before, *after])}
+    codes = [[(code, str(files[key])) for key, code in group.items()] for group in (before, after)]
+    python(FORKS, ROOT, json.dumps(codes))
+    return {key: file.read_text().strip() for key, file in files.items()}
+
+
+def test_importing_costs_little(printed):
     """Next to nothing on top of torch and mmengine: no part of it that takes long is imported."""
-    code = (
-        'import sys, torch, mmengine\nbefore = set(sys.modules)\nimport olor_mm, olor_mm.optim\n'
-        'print(*sorted(set(sys.modules) - before))'
-    )
-    new = python(code, ROOT).split()
+    new = printed['import'].split()
+    assert 'olor_mm.optim' in new
     assert not [name for name in new if name.startswith(HEAVY)]
     assert not [name for name in new if name.partition('.')[0] != 'olor_mm']
 
 
-@pytest.mark.parametrize('scope, is_imported', [('mmengine', False), ('mmdet', True), ('mmpretrain', False)])
-def test_types_are_found_in_any_scope(scope, is_imported):
+@pytest.mark.parametrize('scope, prefix', SCOPES)
+def test_types_are_found_in_any_scope(printed, scope, prefix):
     """By the scope's name with nothing imported, and by their own name after custom_imports."""
-    code = (
-        'import sys, json, torch\n'
-        'from mmengine.config import Config\n'
-        'from mmengine.registry import HOOKS, OPTIMIZERS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope\n'
-        'scope, prefix = sys.argv[1:]\n'
-        'p = [torch.nn.Parameter(torch.ones(1))]\n'
-        'wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1.0))\n'
-        'with DefaultScope.overwrite_default_scope(scope):\n'
-        '    if not prefix: __import__("olor_mm")\n'
-        '    made = [OPTIMIZERS.build(dict(type=prefix + name, params=p)) for name in ("AdamWOLOR", "NAdamOLOR")]\n'
-        '    made.append(OPTIMIZERS.build(dict(type=prefix + "OLOR", params=p, base=dict(type="SGD", lr=1.0))))\n'
-        '    name = prefix + "OLOROptimWrapperConstructor"\n'
-        '    made.append(OPTIM_WRAPPER_CONSTRUCTORS.build(dict(type=name, optim_wrapper_cfg=wrapper)))\n'
-        '    made += [HOOKS.build(dict(type=prefix + name)) for name in ("SafeCheckpointHook", "FreezeBackboneHook")]\n'
-        '    print(json.dumps([type(each).__name__ for each in made]))'
-    )
-    said = python(code, ROOT, scope, '' if is_imported else 'olor_mm.').splitlines()[-1]
-    assert json.loads(said) == [
-        'AdamWOLOR',
-        'NAdamOLOR',
-        'SGDOLOR',
-        'OLOROptimWrapperConstructor',
-        'SafeCheckpointHook',
-        'FreezeBackboneHook',
-    ]
+    optimizers, hooks = 'AdamWOLOR NAdamOLOR SGDOLOR', 'SafeCheckpointHook FreezeBackboneHook DriftHook'
+    assert printed[scope, prefix].splitlines()[-1] == f'{optimizers} {hooks} SGDOLOR'
 
 
-def test_an_old_torch_is_named():
-    code = 'import torch\ntorch.__version__ = type(torch.__version__)("2.0.1")\nimport olor_mm'
-    with pytest.raises(AssertionError, match=r'needs torch 2\.1 or later, and 2\.0\.1 is installed'):
-        python(code, ROOT)
+def test_an_old_torch_is_named(printed):
+    assert re.search(r'needs torch 2\.1 or later, and 2\.0\.1 is installed', printed['old torch'])
 
 
 @pytest.mark.slow

@@ -43,7 +43,3 @@ def main() -> None:
     except (RunError, OSError) as error:
         sys.exit(f'compare: {error}')
     print(f'{args.out / "report.html"} is written, one file; report.md, CSV files and figures are beside it')
-
-
-if __name__ == '__main__':
-    main()

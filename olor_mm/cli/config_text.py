@@ -103,10 +103,7 @@ def with_classes(node: Any, number: int, path: str = '_base_.model') -> Any:
 
 def _merged(path: str, changes: dict) -> str:
     """Code for a part of the base with some settings changed, in places where MMEngine does not merge."""
-    changed = {
-        key: Code(_merged(f'{path}.{key}', value)) if isinstance(value, dict) else value
-        for key, value in changes.items()
-    }
+    changed = {k: Code(_merged(f'{path}.{k}', v)) if isinstance(v, dict) else v for k, v in changes.items()}
     return f'dict({path}, {_arguments(changed)})'
 
 

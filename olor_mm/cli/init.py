@@ -9,7 +9,6 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from torch import nn
 
 from ..durable.loading import CheckpointError, load
 from .config_text import config_text, innermost, steps_of, with_classes
@@ -101,11 +100,7 @@ def _ask(args: argparse.Namespace) -> None:
 
 
 def _base(name: str, task: str) -> Config:
-    """The config to start from.
-
-    Raises:
-        DataError: If it cannot be read or is of another task.
-    """
+    """The config to start from."""
     try:
         cfg = Config.fromfile(config_file(name))
     except SystemExit as error:
@@ -125,52 +120,44 @@ def _base(name: str, task: str) -> Config:
 
 
 def _weights(base: Config, checkpoint: str | None) -> dict:
-    """Settings of the config that load the checkpoint: into the whole model, or into its backbone.
-
-    Raises:
-        DataError: If there is none, or it does not fit.
-    """
+    """Settings of the config that load the checkpoint: into the whole model, or into its backbone."""
     backbone = base.model.get('backbone') or {}
     init_cfg = backbone.get('init_cfg')
     own = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
     if checkpoint is None:
-        _check_declared(own or backbone.get('pretrained') or base.model.get('pretrained') or base.get('load_from'))
+        named = own or backbone.get('pretrained') or base.model.get('pretrained') or base.get('load_from')
+        if not named:
+            how = '`mim download mmpretrain --config NAME --dest .` fetches those of a stock config'
+            raise DataError(f'the config names no pre-trained weights, which rollback needs: give --checkpoint; {how}')
+        if isinstance(named, str) and '://' not in named and not Path(named).is_file():
+            raise DataError(f'the config names the weights {named!r}, which are not there; give --checkpoint')
         return {}
     model: dict[str, Any] = dict(pretrained=None) if base.model.get('pretrained') else {}  # load no others before
     if '://' in checkpoint:
         print('note: a checkpoint on the network is not checked; it is loaded into the whole model')
         return dict(load_from=checkpoint, model=model)
     file = Path(checkpoint).expanduser().resolve()
-    whole = _is_whole(base, checkpoint, file)
-    if whole:
+    if _is_whole(base, checkpoint, file):
         return dict(load_from=str(file), model=dict(model, backbone=dict(init_cfg=None)) if own else model)
     own_weights = dict(_delete_=True, type='Pretrained', checkpoint=str(file))
     return dict(model=dict(model, backbone=dict(init_cfg=own_weights)))
 
 
-def _check_declared(weights: Any) -> None:
-    if not weights:
-        how = '`mim download mmpretrain --config NAME --dest .` fetches those of a stock config'
-        raise DataError(f'the config names no pre-trained weights, which rollback needs: give --checkpoint; {how}')
-    if isinstance(weights, str) and '://' not in weights and not Path(weights).is_file():
-        raise DataError(f'the config names the weights {weights!r}, which are not there; give --checkpoint')
-
-
 def _is_whole(base: Config, checkpoint: str, file: Path) -> bool:
-    """Whether a file has weights of the whole model; otherwise they are of its backbone.
-
-    Raises:
-        DataError: If there is no such file, or its weights fit neither.
-    """
+    """Whether a file has weights of the whole model; otherwise they are of its backbone."""
     if not file.is_file():
         raise DataError(f'--checkpoint {checkpoint} is not a file')
     state = load(file, map_location='cpu')
     state = next((state[key] for key in ('state_dict', 'model') if isinstance(state, dict) and key in state), state)
     if not isinstance(state, dict):
         raise DataError(f'--checkpoint {checkpoint} has no weights by name in it, but a {type(state).__name__}')
+    model = base.model.copy()
+    if base.get('data_preprocessor') and 'data_preprocessor' not in model:
+        model['data_preprocessor'] = base.data_preprocessor
+    model.pop('pretrained', None)
     with DefaultScope.overwrite_default_scope(base.default_scope):
-        model = _build(base)
-    names = {name for name in model.state_dict() if name.startswith('backbone.')} or set(model.state_dict())
+        own = MODELS.build(model).state_dict()
+    names = {name for name in own if name.startswith('backbone.')} or set(own)
     whole = len(names & state.keys()) / len(names)
     inner = len(names & {f'backbone.{name}' for name in state}) / len(names)
     if max(whole, inner) < 0.5 and not (base.model.get('backbone', {}).get('convert_weights') and state):
@@ -179,11 +166,3 @@ def _is_whole(base: Config, checkpoint: str, file: Path) -> bool:
             f'weights of its backbone, like {min(names)!r}; its own have names like {[*state][:2]}'
         )
     return whole >= 0.5
-
-
-def _build(cfg: Config) -> nn.Module:
-    model = cfg.model.copy()
-    if cfg.get('data_preprocessor') and 'data_preprocessor' not in model:
-        model['data_preprocessor'] = cfg.data_preprocessor
-    model.pop('pretrained', None)
-    return MODELS.build(model)

@@ -4,7 +4,6 @@ import argparse
 import ctypes
 import inspect
 import os
-import os.path as osp
 import shlex
 import signal
 import sys
@@ -36,7 +35,6 @@ VARIABLES = dict(  # of configs/_base_, and the settings made of them
     finetune_optim_wrapper='optim_wrapper',
     finetune_hooks='custom_hooks',
 )
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Settings(DictAction):
@@ -71,22 +69,14 @@ def base_parser(description: str) -> Parser:
 
 
 def existing(path: str) -> str:
-    """A checkpoint of a command line: a path or a URL.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is neither.
-    """
-    if '://' not in path and not osp.exists(path):
+    """A checkpoint of a command line: a path or a URL."""
+    if '://' not in path and not os.path.exists(path):
         raise argparse.ArgumentTypeError(f'{path!r} is not there; give the path of a checkpoint')
     return path
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """The config with the options of the command line, as the tools of mmdet, mmseg and mmpretrain read it.
-
-    Raises:
-        SystemExit: If it cannot be read, an option does not fit into it, or it asks for rollback in vain.
-    """
+    """The config with the options of the command line, as the tools of mmdet, mmseg and mmpretrain read it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     file = config_file(args.config)
     try:
@@ -113,16 +103,12 @@ def load_config(args: argparse.Namespace) -> Config:
             'and names of installed modules'
         ) from error
     check_constructor(cfg.get('optim_wrapper'))
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(args.config).stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
     return cfg
 
 
 def check_options(cfg: Config, options: dict) -> None:
-    """Refuse options of the command line that nothing would read.
-
-    Raises:
-        SystemExit: If one is no setting of a run and not in the config, or only a variable of our fragments.
-    """
+    """Refuse options of the command line that nothing would read."""
     known = {name for runner in (Runner, FlexibleRunner) for name in inspect.signature(runner).parameters}
     known |= ALSO_READ
     for key, value in options.items():
@@ -151,11 +137,7 @@ def _near_settings(cfg: Config, key: str) -> Iterator[str]:
 
 
 def check_constructor(wrapper: dict | None) -> None:
-    """Refuse a config that asks for rollback, and would run without it or roll back new layers too.
-
-    Raises:
-        SystemExit: If ``constructor`` is missing.
-    """
+    """Refuse a config that asks for rollback, and would run without it or roll back new layers too."""
     wrapper = wrapper if isinstance(wrapper, dict) else {}
     sections = [wrapper, wrapper.get('paramwise_cfg'), wrapper.get('optimizer')]
     sections = [section for section in sections if isinstance(section, dict)]
@@ -169,19 +151,15 @@ def check_constructor(wrapper: dict | None) -> None:
 
 @contextmanager
 def guarded(args: argparse.Namespace) -> Iterator[None]:
-    """Open checkpoints as plain data, unless they are trusted, and print what keeps a run from starting.
-
-    Raises:
-        SystemExit: If the run cannot start, because of a checkpoint or a setting. An error of its loop is raised as it
-            is.
-    """
+    """Open checkpoints as plain data, unless they are trusted, and print what keeps a run from starting."""
     guard_loading(args.trust_checkpoints)
     try:
         yield
     except Exception as error:
-        if isinstance(error, CheckpointError) or (isinstance(error, ValueError) and is_ours(error)):
-            raise SystemExit(' '.join([str(error), *(args.hints if error.__cause__ is not None else ())])) from error
         frames = traceback.extract_tb(error.__traceback__)
+        is_ours = frames[-1].filename.startswith(f'{PACKAGE}{os.sep}')
+        if isinstance(error, CheckpointError) or (isinstance(error, ValueError) and is_ours):
+            raise SystemExit(' '.join([str(error), *(args.hints if error.__cause__ is not None else ())])) from error
         in_loop = any(frame.filename == loops.__file__ and frame.name == 'run' for frame in frames)
         if in_loop and not any(frame.name == 'before_train' for frame in frames):  # hooks look at their settings there
             raise
@@ -192,16 +170,11 @@ def guarded(args: argparse.Namespace) -> Iterator[None]:
         raise SystemExit(f'{command} cannot be run: {summary(error)}. {" ".join(args.hints) or remedy}') from error
 
 
-def is_ours(error: Exception) -> bool:
-    """Whether an error was raised by this package, and not by what it uses."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(f'{PACKAGE}{os.sep}')
-
-
 def summary(error: Exception) -> str:
     """An error on one line, with the place it was raised at."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     said = ' '.join(str(error).split()).rstrip('.')
-    return f'{type(error).__name__}: {said} ({osp.basename(place.filename)}:{place.lineno})'
+    return f'{type(error).__name__}: {said} ({os.path.basename(place.filename)}:{place.lineno})'
 
 
 def use_safe_checkpoints(cfg: Config) -> None:
@@ -212,12 +185,6 @@ def use_safe_checkpoints(cfg: Config) -> None:
         cfg.default_hooks = {**hooks, 'checkpoint': {**checkpoint, 'type': 'olor_mm.SafeCheckpointHook'}}
 
 
-def end_with_launcher() -> None:
-    """Have SIGTERM sent to this process if torchrun, which started it, is killed: it would train on unattended."""
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def build_runner(cfg: Config) -> Runner:
     """A Runner, or what ``runner_type`` names."""
     for launcher, variable, tool in (
@@ -226,8 +193,9 @@ def build_runner(cfg: Config) -> Runner:
     ):
         if cfg.launcher == launcher and variable not in os.environ:
             raise SystemExit(f'--launcher {launcher} is for processes started by {tool}')
-    if cfg.launcher == 'pytorch':
-        end_with_launcher()
+    if cfg.launcher == 'pytorch' and sys.platform == 'linux':
+        # PR_SET_PDEATHSIG of linux/prctl.h: this process would train on unattended if torchrun is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     use_cpu_processes(cfg)
     use_cpu_batchnorm(cfg)
     use_safe_checkpoints(cfg)

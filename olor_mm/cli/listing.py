@@ -4,7 +4,6 @@ import inspect
 import json
 import re
 from itertools import takewhile
-from pathlib import Path
 
 from .. import durable, engine  # noqa: F401  they register their hooks
 from ..optim.rules import RULES
@@ -40,18 +39,15 @@ def everything() -> dict[str, dict[str, str]]:
         hooks={name: hook for name, hook in HOOKS.module_dict.items() if name not in RENAMED},
         rules=RULES,
     )
-    found = {
-        kind: {name: _first_sentence(item.__doc__) for name, item in sorted(items.items())}
-        for kind, items in members.items()
-    }
+    found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+    for kind, items in members.items():
+        found[kind] = {name: _first_sentence(item.__doc__) for name, item in sorted(items.items())}
     configs = packaged('configs')
-    files = sorted(configs.rglob('*.py'))
-    for kind, is_fragment in dict(fragments=True, configs=False).items():
-        found[kind] = {
-            f'olor_mm::{file.relative_to(configs).as_posix()}': _comment(file)
-            for file in files
-            if ('_base_' in file.parts) == is_fragment
-        }
+    for file in sorted(configs.rglob('*.py')):
+        comment = takewhile(lambda line: line.startswith('# '), file.read_text().splitlines())
+        name = f'olor_mm::{file.relative_to(configs).as_posix()}'
+        kind = 'fragments' if '_base_' in file.parts else 'configs'
+        found[kind][name] = _first_sentence(' '.join(line[2:] for line in comment))
     return found
 
 
@@ -59,9 +55,3 @@ def _first_sentence(doc: str | None) -> str:
     text = ' '.join(inspect.cleandoc(doc or '').partition('\n\n')[0].split())
     text = re.sub(r':\w+:`~?([^`]*)`|``([^`]*)``', lambda match: match[1] or match[2], text)
     return re.split(r'(?<=[a-z0-9)])\. ', text)[0].rstrip('.')
-
-
-def _comment(file: Path) -> str:
-    """The first sentence of the comment that a config begins with."""
-    lines = takewhile(lambda line: line.startswith('# '), file.read_text().splitlines())
-    return _first_sentence(' '.join(line[2:] for line in lines))

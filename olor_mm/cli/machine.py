@@ -9,23 +9,16 @@ from mmengine.device import get_device
 
 
 def use_cpu_processes(cfg: Config) -> None:
-    """Let ``launcher='pytorch'`` and ``'slurm'`` work on machines without an accelerator, over gloo.
-
-    MMEngine expects a GPU for each process: it selects one before it opens the process group, and passes its number to
-    DistributedDataParallel. This opens the group, and changes ``model_wrapper_cfg`` in place.
-    """
+    """Open a process group over gloo where there is no accelerator: MMEngine selects a GPU before it opens one."""
     if cfg.launcher not in ('pytorch', 'slurm') or get_device() != 'cpu':
         return
     if not torch.distributed.is_initialized():
         if cfg.launcher == 'slurm':
             _set_slurm_environment((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
         torch.distributed.init_process_group('gloo')
-    wrapper = cfg.get('model_wrapper_cfg') or dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
-    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    unused = cfg.get('find_unused_parameters', False)
+    stock = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
+    cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or stock, device_ids=None)
 
 
 def _set_slurm_environment(dist_cfg: dict) -> None:
@@ -38,10 +31,7 @@ def _set_slurm_environment(dist_cfg: dict) -> None:
 
 
 def use_cpu_batchnorm(cfg: Config) -> None:
-    """Replace SyncBatchNorm, which torch has only for accelerators, by BatchNorm on a machine without one, in place.
-
-    Weights and their names are the same. ``SyncBuffersHook`` of MMEngine averages statistics over processes.
-    """
+    """Replace SyncBatchNorm, which torch has only for accelerators, by BatchNorm; names of weights are the same."""
 
     def change(node) -> None:
         if isinstance(node, dict):

@@ -15,11 +15,7 @@ def packaged(name: str) -> Path:
 
 
 def config_file(name: str) -> str:
-    """The file of a config; ``mmdet::PATH`` is one of an installed library, as in ``_base_``.
-
-    Raises:
-        SystemExit: If there is no such file.
-    """
+    """The file of a config; ``mmdet::PATH`` is one of an installed library, as in ``_base_``."""
     library, is_stock, path = name.partition('::')
     if not is_stock:
         folder = Path()

@@ -57,7 +57,3 @@ def main() -> None:
             plot_levels(report, args.plot, f'Rollback of {Path(args.config).stem}')
     except (ValueError, OSError) as error:
         sys.exit(f'print_rollback: --csv {args.csv}, --plot {args.plot}: {error}; give other files')
-
-
-if __name__ == '__main__':
-    main()

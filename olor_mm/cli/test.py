@@ -28,11 +28,7 @@ class RequireWeights(Hook):
 
 
 def show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
-    """Turn on the library's own visualization hook.
-
-    Raises:
-        SystemExit: If the config has none.
-    """
+    """Turn on the library's own visualization hook."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise SystemExit('--show and --show-dir need default_hooks.visualization in the config: set it')
@@ -70,7 +66,3 @@ def main() -> None:
         if args.out is not None:
             runner.test_evaluator.metrics.append(DumpResults(out_file_path=str(args.out)))
         runner.test()
-
-
-if __name__ == '__main__':
-    main()

@@ -7,17 +7,14 @@ from mmengine.device import get_device
 from .launch import base_parser, build_runner, existing, guarded, load_config
 
 
-def resumed(path: str) -> str:
-    """The value of ``--resume``: 'auto' or an existing checkpoint."""
-    return path if path == 'auto' else existing(path)
-
-
 def main() -> None:
     parser = base_parser('Train a model of mmdet, mmseg or mmpretrain')
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale lr with the batch size')
     how = 'resume from this checkpoint; without a path, from the latest one in the work directory'
-    parser.add_argument('--resume', nargs='?', const='auto', type=resumed, help=how)
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', type=lambda path: path if path == 'auto' else existing(path), help=how
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     args = parser.parse_args()
     cfg = load_config(args)
@@ -39,7 +36,3 @@ def main() -> None:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     with guarded(args):
         build_runner(cfg).train()
-
-
-if __name__ == '__main__':
-    main()

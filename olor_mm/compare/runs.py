@@ -208,7 +208,7 @@ def by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def fill_restored(runs: Sequence[Run]) -> list[str]:
-    """Copy ``pretrained`` to ``pretrained_restored`` in runs that lack it, if others have it; return their work_dirs."""
+    """Copy ``pretrained`` to ``pretrained_restored`` in runs that lack it, if others have it; return their folders."""
     # PretrainedEvalHook logs it only where running statistics of norm layers changed
     lacking = [run for run in runs if not run.scalars['key'].str.startswith(f'{RESTORED}/').any()]
     filled = []

@@ -1,24 +1,29 @@
 """A checkpoint hook that loses nothing: to a crash while saving, a full disk, a damaged file, or a scheduler."""
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import distributed
+from torch.utils.data._utils import signal_handling
 
 from ..engine.settings import check_keys
 from ..mixing import mix_in
 from .files import BACKEND, DurableBackend, write_durably
 from .loading import CheckpointError
 from .resuming import INTERRUPTED, SkipsDone, check_resumable, checkpoints_of, newest_good, unsound, warn
-from .signals import Termination, outlive_sigterm_in_workers
 
 
 class SafeCheckpointHook(CheckpointHook):
@@ -56,7 +61,7 @@ class SafeCheckpointHook(CheckpointHook):
             what = f'SafeCheckpointHook.filename_tmpl={self.filename_tmpl!r} has no {{}} for the number'
             raise ValueError(f"{what} of the checkpoint; give one, e.g. 'epoch_{{}}.pth'")
         self._done_in_epoch = 0
-        outlive_sigterm_in_workers()
+        _outlive_sigterm_in_workers()
 
     def before_run(self, runner) -> None:
         if not isinstance(runner, Runner) or not runner._resume:
@@ -87,7 +92,7 @@ class SafeCheckpointHook(CheckpointHook):
             if is_main_process():
                 for left in Path(self.out_dir).glob('.*.part'):  # of a process that was killed
                     left.unlink()
-        self._termination = Termination()
+        self._termination = _Termination()
 
     def before_train_epoch(self, runner) -> None:
         loop, done, self._done_in_epoch = runner.train_loop, self._done_in_epoch, 0
@@ -128,16 +133,10 @@ class SafeCheckpointHook(CheckpointHook):
             remedy = 'Resume with optim_wrapper.clip_grad=dict(max_norm=1.0), or start anew with a lower lr'
             raise CheckpointError(f'{self.last_ckpt} was not saved: {fault}. {_last_good(runner)} {remedy}')
         with self._writing(runner, self.last_ckpt):
-            runner.save_checkpoint(
-                self.out_dir,
-                name,
-                self.file_client_args,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=dict(meta, world_size=get_world_size(), epoch_length=_epoch_length(runner)),
-                by_epoch=by_epoch,
-                backend_args=self.backend_args,
-            )
+            meta = dict(meta, world_size=get_world_size(), epoch_length=_epoch_length(runner))
+            parts = dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
+            storage = dict(file_client_args=self.file_client_args, backend_args=self.backend_args)
+            runner.save_checkpoint(self.out_dir, name, meta=meta, by_epoch=by_epoch, **parts, **storage)
             if is_main_process():
                 write_durably(Path(runner.work_dir, 'last_checkpoint'), os.fsencode(self.last_ckpt))
 
@@ -166,3 +165,58 @@ def _last_good(runner) -> str:
 def _epoch_length(runner) -> int | None:
     loop = getattr(runner, '_train_loop', None)
     return len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
+
+
+class _Termination:
+    """SIGTERM, noted from now on in place of ending the process at once."""
+
+    def __init__(self):
+        self._noted, self._handler = False, None
+        # on the CPU: no waiting for GPUs
+        self._group = distributed.new_group(backend='gloo') if get_world_size() > 1 else None
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_) -> None:
+        self._noted = True
+
+    def requested(self) -> bool:
+        """Whether any process of the job got SIGTERM; all of them ask at the same iteration, and stop together."""
+        if self._group is None:
+            return self._noted
+        noted = torch.tensor(int(self._noted))
+        distributed.all_reduce(noted, distributed.ReduceOp.MAX, group=self._group)
+        return bool(noted)
+
+    def exit(self) -> None:
+        """End the process with 143, once all processes are here: a launcher kills the others when one ends."""
+        if self._group is not None:
+            distributed.barrier(group=self._group)
+        sys.exit(128 + signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Give SIGTERM back to its earlier handler."""
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+
+
+_set_handlers = signal_handling._set_worker_signal_handlers
+
+
+def _outlive_sigterm_in_workers() -> None:
+    """Make workers of data loaders end when their parent says so: schedulers send SIGTERM to all processes of a job."""
+    # A function of torch is replaced. `worker_init_fn` is the public way, but workers of an iteration-based loop can
+    # start before any hook is called, and other hooks set that option.
+    signal_handling._set_worker_signal_handlers = _set_handlers_and_outlive
+
+
+def _set_handlers_and_outlive() -> None:
+    _set_handlers()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

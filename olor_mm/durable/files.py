@@ -16,11 +16,7 @@ MARK_SIZE = len(MARK) + 64
 
 
 def write_durably(path: str | os.PathLike, *parts: bytes | memoryview) -> None:
-    """Write a file so that it is the old one or the new one at any moment, even at a power cut.
-
-    Raises:
-        OSError: If it cannot be written; the old file, if there is one, is then unchanged.
-    """
+    """Write a file so that it is the old one or the new one at any moment, even at an error or a power cut."""
     path = Path(path)
     aside = path.with_name(f'.{path.name}.part')
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,18 +35,6 @@ def write_durably(path: str | os.PathLike, *parts: bytes | memoryview) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def marked(content: bytes) -> tuple[memoryview, bytes]:
-    """What ``torch.save`` wrote, in two parts; the second has a SHA-256 of the first as the comment of the zip file.
-
-    Any torch reads such a file. Checksums of the zip format do not cover its headers, and torch ignores them.
-    """
-    body = memoryview(content)[:-2]  # the last two bytes are the length of the comment
-    length = struct.pack('<H', MARK_SIZE)
-    digest = hashlib.sha256(body)
-    digest.update(length)
-    return body, length + MARK + digest.hexdigest().encode()
 
 
 def fault(file: BinaryIO) -> str | None:
@@ -87,7 +71,12 @@ class DurableBackend(LocalBackend):
         self.outdated: set[str] = set()
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
-        write_durably(filepath, *marked(obj))
+        # The mark is the comment of the zip file, which torch ignores. Checksums of the format leave out its headers.
+        body = memoryview(obj)[:-2]  # the last two bytes are the length of the comment
+        length = struct.pack('<H', MARK_SIZE)
+        digest = hashlib.sha256(body)
+        digest.update(length)
+        write_durably(filepath, body, length + MARK + digest.hexdigest().encode())
 
     def remove(self, filepath: str | os.PathLike) -> None:
         self.outdated.add(os.path.abspath(filepath))

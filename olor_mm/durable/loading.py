@@ -1,16 +1,29 @@
-"""Checkpoints as plain data: checked for damage, and opened so that no code in them runs."""
+"""Checkpoints as plain data: checked for damage, and opened with stand-ins, so that no code in them runs."""
 
 import io
 import os
+import pickle
 import re
-from typing import Any
+import threading
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+from torch import _weights_only_unpickler as weights_only_unpickler
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, metadata
+from torch.distributed._shard.sharding_spec import ChunkShardingSpec, EnumerableShardingSpec
+from torch.distributed.remote_device import _remote_device
 
 from .files import fault
-from .plain import load_plain, torch_load
 
 TRUST = 'OLOR_TRUST_CHECKPOINTS'
+LIST_IN_USE = threading.Lock()  # torch has one list for all threads
+torch_load = torch.load
 
 
 class CheckpointError(ValueError):
@@ -48,10 +61,9 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
         file.seek(0)
         source = os.fspath(f) if is_path and mmap else file
         if os.environ.get(TRUST) == '1':
-            weights_only = bool(weights_only)
-            return torch_load(source, map_location, pickle_module, weights_only=weights_only, mmap=mmap, **kwargs)
+            return torch_load(source, map_location, pickle_module, weights_only=bool(weights_only), mmap=mmap, **kwargs)
         try:
-            return load_plain(source, map_location, mmap)
+            return _load_plain(source, map_location, mmap)
         except Exception as error:
             raise CheckpointError(_refused(name, str(error) or repr(error))) from None  # torch suggests unsafe ways
 
@@ -116,3 +128,101 @@ def _refused(name: str, error: str) -> str:
         f'{name} has more in it than tensors and plain values, and was not opened, since it could run any code: it '
         f'names {next(filter(None, named.groups()))}. If you trust its origin, use --trust-checkpoints or {TRUST}=1'
     )
+
+
+class _DType:
+    """In place of ``numpy.dtype``, which takes any state that a file gives it, sizes and flags too."""
+
+    def __init__(self, name, *_):
+        self.value = np.dtype(name)
+        if self.value.kind not in 'biufcSU' or self.value.fields or self.value.subdtype:
+            raise pickle.UnpicklingError(f'GLOBAL numpy.dtype of {name!r}, which is not one of plain numbers or text')
+
+    def __setstate__(self, state):
+        self.value = self.value.newbyteorder(state[1])
+
+
+class _Array:
+    """In place of ``numpy.ndarray``: an array is made from bytes alone."""
+
+    def __init__(self, *_):
+        self.value = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, by_column, data = state
+        self.value = np.frombuffer(data, dtype.value).reshape(shape, order='F' if by_column else 'C').copy()
+
+
+class _Buffer:
+    """In place of ``HistoryBuffer``, which takes functions from the file."""
+
+    def __setstate__(self, state):
+        histories = (np.asarray(_replaced(state[key])) for key in ('_log_history', '_count_history'))
+        self.value = HistoryBuffer(*histories, max_length=state['max_length'])
+
+
+def _scalar(dtype: _DType, data: bytes):
+    return np.frombuffer(data, dtype.value)[0]
+
+
+def _attribute(owner, name: str):
+    """In place of ``getattr``: one class within another. HistoryBuffer saves its methods, and does not need them."""
+    return ShardedTensor.ProcessGroupState if (owner, name) == (ShardedTensor, 'ProcessGroupState') else None
+
+
+# FSDP saves a sharded weight as plain tensors in records of their sizes and places
+SHARDS = {ShardedTensor, ShardedTensor.ProcessGroupState, Shard, ShardMetadata, _remote_device}
+SHARDS |= {metadata.ShardedTensorMetadata, metadata.TensorProperties, metadata.MEM_FORMAT_ENCODING}
+SHARDS |= {ChunkShardingSpec, EnumerableShardingSpec}
+STAND_INS = {
+    'builtins.getattr': _attribute,
+    **{f'builtins.{plain.__name__}': plain for plain in (bytearray, complex, set, slice)},
+    'mmengine.logging.history_buffer.HistoryBuffer': _Buffer,
+    'numpy.dtype': _DType,
+    'numpy.ndarray': _Array,
+    **{f'{shard.__module__}.{shard.__qualname__}': shard for shard in SHARDS},
+    **{f'numpy.{core}.multiarray._reconstruct': _Array for core in ('core', '_core')},
+    **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
+}
+
+
+def _replaced(content: Any) -> Any:
+    """The content with the values of stand-ins in their place; dicts and lists are changed in place."""
+    if isinstance(content, (_DType, _Array, _Buffer)):
+        return content.value
+    if isinstance(content, dict):
+        content.update({key: _replaced(value) for key, value in content.items()})
+    elif isinstance(content, list):
+        content[:] = map(_replaced, content)
+    elif type(content) is tuple:
+        return tuple(map(_replaced, content))
+    return content
+
+
+class _Unpickler(pickle.Unpickler):
+    """For versions of torch whose ``weights_only`` cannot be extended safely."""
+
+    def find_class(self, module: str, name: str):
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        allowed = {**weights_only_unpickler._get_allowed_globals(), **STAND_INS}
+        allowed['_codecs.encode'] = lambda text, _: text.encode('latin1')  # of bytes; no codec of the file is looked up
+        if f'{module}.{name}' not in allowed:
+            raise pickle.UnpicklingError(f'GLOBAL {module}.{name}')
+        return allowed[f'{module}.{name}']
+
+
+def _load_plain(file: str | BinaryIO, map_location, mmap: bool | None) -> Any:
+    """``torch.load`` of tensors, plain values and what has a stand-in; errors of pickle name what has none."""
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        restricted = SimpleNamespace(Unpickler=_Unpickler, load=lambda file, **how: _Unpickler(file, **how).load())
+        restricted.__name__ = 'restricted'
+        return _replaced(torch_load(file, map_location, restricted, weights_only=False, mmap=mmap))
+    with LIST_IN_USE:
+        before = torch.serialization.get_safe_globals()  # MMEngine adds the real `getattr` and `numpy.dtype`
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()])
+        try:
+            return _replaced(torch_load(file, map_location, weights_only=True, mmap=mmap))
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)

@@ -34,11 +34,7 @@ def checkpoints_of(runner: Runner, out_dir: str | os.PathLike | None, template: 
 
 
 def newest_good(runner: Runner, files: list[str]) -> str | None:
-    """The first of these checkpoints that the run can go on from; None if there are no checkpoints.
-
-    Raises:
-        CheckpointError: If none of the checkpoints is good.
-    """
+    """The first of these checkpoints that the run can go on from; None if there are no checkpoints."""
     refused = []
     for file in files:
         try:
@@ -58,15 +54,7 @@ def newest_good(runner: Runner, files: list[str]) -> str | None:
 
 
 def check_resumable(file: str, runner: Runner) -> None:
-    """Refuse a checkpoint that a run cannot go on from, before anything of it is loaded.
-
-    Args:
-        file (str): A local checkpoint.
-        runner (Runner): Its model and optimizer are built.
-
-    Raises:
-        CheckpointError: If it is missing, damaged, has more in it than plain data, or is of another model or optimizer.
-    """
+    """Refuse a local checkpoint that a run cannot go on from, before anything of it is loaded."""
     try:
         checkpoint = load(file, 'cpu')
     except OSError as error:

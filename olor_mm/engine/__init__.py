@@ -3,13 +3,7 @@
 from ..registry import ENGINE, register_members
 from .constructor import OLOROptimWrapperConstructor
 from .fsdp import mend_fsdp_strategy
-from .hooks import (
-    ConsolidateOptimizerHook,
-    DriftHook,
-    FreezeBackboneHook,
-    PretrainedEvalHook,
-    ResumableRandomnessHook,
-)
+from .hooks import ConsolidateOptimizerHook, DriftHook, FreezeBackboneHook, PretrainedEvalHook, ResumableRandomnessHook
 from .optimizers import OLOR
 from .zero import ZeroRedundancyOptimizerOLOR
 

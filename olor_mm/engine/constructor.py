@@ -21,7 +21,6 @@ from .settings import SECTION_KEYS, STOCK_KEYS, WHERE, RollbackSettings, as_dict
 from .start import Start, StartOfTraining
 from .zero import ZeroRedundancyOptimizerOLOR
 
-IGNORED = ('_delete',)  # in stock configs of Twins; MMEngine ignores it
 OF_PLACE = dict(anchor_dtype=' as ', anchor_device=' on ', anchor_file=', mapped from ')
 
 
@@ -101,7 +100,8 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         record = LoadRecord(model)
         optim_wrapper = super().__call__(model)
         optimizer = optim_wrapper.optimizer
-        getattr(optimizer, 'optim', optimizer).warn = _log_warning
+        inner = getattr(optimizer, 'optim', optimizer)  # of ZeRO, asked on every process for its own parameters
+        inner.warn = _log_warning
         candidates = optimizer.undecided()
         if candidates and self.settings.pretrained == 'auto' and was_initialised(model):
             repeat_loading(model, record)
@@ -112,7 +112,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         selection = PretrainedSelection(model, record, self.settings, candidates, kept)
         for group in optimizer.param_groups:
             group['names'] = [selection.names[p] for p in group['params']]
-        optimizer.select_pretrained = selection
+        inner.select_pretrained = selection
         mix_in(optim_wrapper, StartOfTraining)
         optim_wrapper.start = Start(optimizer, selection, optim_wrapper.message_hub)
         selection.start = optim_wrapper.start  # for a loop that steps the optimizer by itself
@@ -157,8 +157,8 @@ def _parsed(paramwise_cfg: Mapping) -> tuple[dict, RollbackSettings]:
     first entry that fits, and an entry with a level alone would hide stock options of another.
     """
     cfg = dict(as_dict(paramwise_cfg, 'paramwise_cfg', 'dict(rollback=dict(max_level=1e-2))'))
-    for key in set(IGNORED) & cfg.keys():
-        _log_warning(f'paramwise_cfg.{key}={cfg.pop(key)!r} is not used')
+    if '_delete' in cfg:  # in stock configs of Twins; MMEngine ignores it
+        _log_warning(f'paramwise_cfg._delete={cfg.pop("_delete")!r} is not used')
     check_keys(cfg, ('rollback', 'layer_decay_rate', *STOCK_KEYS), 'paramwise_cfg')
     where = 'paramwise_cfg.custom_keys'
     entries, levels = {}, {}

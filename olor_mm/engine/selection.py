@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -129,13 +130,10 @@ class PretrainedSelection:
         return self.record.unchanged(params) if self.pretrained == 'auto' else [p for p in params if p in self.claimed]
 
     def _select(self, params: list[nn.Parameter]) -> list[nn.Parameter]:
-        loaded = self.record.loaded(params)
+        loaded, selected = self.record.loaded(params), self.among(params)
         if self.pretrained == 'auto':
-            selected = self.among(loaded)
-            self._warn(
-                'were initialised again after a checkpoint had been loaded into them and count as new',
-                set(loaded) - set(selected),
-            )
+            again = set(loaded) - set(selected)
+            self._warn('were initialised again after a checkpoint had been loaded into them and count as new', again)
             backbone = {p for p in params if 'backbone' in self.names[p].split('.')} or set(params)
             new = backbone - set(loaded)
             if 2 * len(new) > len(backbone):
@@ -146,7 +144,6 @@ class PretrainedSelection:
                     new,
                 )
             return selected
-        selected = self.among(params)
         unseen = set(selected) - set(loaded)
         what = f'count as pre-trained because of pretrained={self.pretrained!r}, though '
         if len(self.record):
@@ -163,12 +160,9 @@ class PretrainedSelection:
             print_log(f'OLOR: {len(names)} parameters {what}: {shown}', logger='current', level=logging.WARNING)
 
     def _report(self, selected: set[nn.Parameter]) -> None:
-        parts: dict[str, list[int]] = {}
-        for p in self.candidates:
-            counts = parts.setdefault(self.names[p].partition('.')[0], [0, 0])
-            counts[0] += p in selected
-            counts[1] += 1
-        shares = ', '.join(f'{name} {some} of {total}' for name, (some, total) in parts.items())
+        total = Counter(self.names[p].partition('.')[0] for p in self.candidates)
+        some = Counter(self.names[p].partition('.')[0] for p in selected)
+        shares = ', '.join(f'{part} {some[part]} of {total[part]}' for part in total)
         what = 'rolled back' if self.settings.rule_object.is_review else f'held by rule={self.settings.rule!r}'
         frozen = sum(not p.requires_grad for p in selected)
         size = sum(p.numel() * p.element_size() for p in selected if p.requires_grad) / 2**20

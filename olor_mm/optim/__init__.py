@@ -20,10 +20,8 @@ from .optimizers import (
 from .penalty import check_levels, layer_penalty
 from .rollback import Rollback
 
-with suppress(ImportError):  # torch before 2.5
-    from .optimizers import AdafactorOLOR  # noqa: F401
-with suppress(ImportError):  # torch before 2.9
-    from .optimizers import MuonOLOR  # noqa: F401
+with suppress(ImportError):  # torch before 2.5 has neither, torch before 2.9 has no Muon
+    from .optimizers import AdafactorOLOR, MuonOLOR  # noqa: F401
 
 __all__ = [
     'ASGDOLOR',

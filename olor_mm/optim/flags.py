@@ -11,16 +11,14 @@ from .state import eager
 
 def listed(params: Iterable) -> Iterable:
     """The argument of an optimizer, with generators made lists, so that it can be read twice."""
-    if isinstance(params, Iterator):
-        params = list(params)
-    if not isinstance(params, (list, tuple)):
+    if not isinstance(params, (list, tuple, Iterator)):  # torch says what is wrong, as of a set
         return params
-    return [
-        dict(group, params=list(group['params']))
-        if isinstance(group, dict) and isinstance(group.get('params'), Iterator)
-        else group
-        for group in params
-    ]
+
+    def read(entry):
+        is_group = isinstance(entry, dict) and isinstance(entry.get('params'), Iterator)
+        return dict(entry, params=list(entry['params'])) if is_group else entry
+
+    return [read(entry) for entry in params]
 
 
 def fastest_flags(cls: type, params: Iterable, rollback: float, options: dict) -> dict:
@@ -37,12 +35,10 @@ def fastest_flags(cls: type, params: Iterable, rollback: float, options: dict) -
     asked = any(o.get(flag) is not None for o in (options, *groups) for flag in ('foreach', 'fused'))
     if not takes_fused or asked or any(o.get('differentiable') for o in (options, *groups)):
         return {}
-    members = groups or [dict(params=params)]
-    tensors = [t for group in members for t in _tensors(group['params'])]
+    tensors = [t for group in groups or [dict(params=params)] for t in _tensors(group['params'])]
     devices = {'cpu'} if issubclass(cls, torch.optim.Adagrad) else set(_get_fused_kernels_supported_devices())
-    if tensors and all(torch.is_floating_point(t) and t.device.type in devices for t in tensors):
-        return dict(fused=True)
-    return {}
+    fits = tensors and all(torch.is_floating_point(t) and t.device.type in devices for t in tensors)
+    return dict(fused=True) if fits else {}
 
 
 def laid_out(groups: list[dict], closure: Callable | None) -> Callable | None:

@@ -13,7 +13,7 @@ from damage import damages, hostile, saved
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from olor_mm.durable import loading, plain
+from olor_mm.durable import loading
 from olor_mm.durable.files import DurableBackend
 from olor_mm.durable.loading import CheckpointError, guard_loading, load
 from olor_mm.optim import AdamWOLOR
@@ -62,7 +62,7 @@ def same(a, b) -> bool:
 def either_way(request, monkeypatch):
     """torch's own restricted reading, and what older versions of torch get in its place."""
     if request.param == 'restricted pickle':
-        monkeypatch.setattr(plain, 'digit_version', lambda version: version == '2.6')
+        monkeypatch.setattr(loading, 'digit_version', lambda version: version == '2.6')
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -119,7 +119,7 @@ def test_stock_files_are_checked_by_the_sums_in_them(tmp_path):
     place = content.index(bytes(4000)) + 2000
     damaged = content[:place] + b'\1' + content[place + 1 :]
     (tmp_path / 'stock.pth').write_bytes(damaged)
-    assert plain.torch_load(tmp_path / 'stock.pth', weights_only=True)['weight'].any()
+    assert loading.torch_load(tmp_path / 'stock.pth', weights_only=True)['weight'].any()
     with pytest.raises(CheckpointError, match=r'stock\.pth.*checksum is wrong in'):
         load(tmp_path / 'stock.pth')
 
@@ -135,7 +135,7 @@ def test_nothing_in_a_hostile_file_is_run(either_way, tmp_path, kind, zipped):
     with pytest.raises(CheckpointError, match=r'hostile\.pth.*was not opened.*--trust-checkpoints'):
         load(tmp_path / 'hostile.pth')
     assert not canary.exists()
-    plain.torch_load(tmp_path / 'hostile.pth', weights_only=False)
+    loading.torch_load(tmp_path / 'hostile.pth', weights_only=False)
     assert canary.exists()  # it was in there
 
 

@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -171,23 +169,6 @@ def test_a_level_by_hand_leaves_stock_options_as_they_are():
 def test_any_other_optimizer_works_too():
     optimizer = build(optimizer=dict(type='NAdam', lr=0.1)).optimizer
     assert type(optimizer).__name__ == 'NAdamOLOR'
-
-
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain', 'mmengine'])
-def test_scoped_types_need_no_import(scope):
-    code = f"""
-import torch
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, init_default_scope
-init_default_scope({scope!r})
-wrapper = build_optim_wrapper(torch.nn.Linear(2, 2), dict(
-    constructor='olor_mm.OLOROptimWrapperConstructor', optimizer=dict(type='olor_mm.SGDOLOR', lr=0.1)))
-HOOKS.build(dict(type='olor_mm.ResumableRandomnessHook'))
-print(type(wrapper.optimizer).__name__)
-"""
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == 'SGDOLOR'
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,8 @@ def _reordered(data: Data, content: dict, file: Path, written: Path) -> str:
     names = [category['name'] for category in content['categories']]
     ordered = sorted(content['categories'], key=lambda category: (data.classes + names).index(category['name']))
     data.written[written] = json.dumps(dict(content, categories=ordered))
-    data.notes.append(
-        f'{file.name} has the categories in another order, which would number the classes differently; '
-        f'{written.name} has them in the order of training'
-    )
+    what = 'has the categories in another order, which would number the classes differently'
+    data.notes.append(f'{file.name} {what}; {written.name} has them in the order of training')
     return str(written)
 
 

@@ -17,7 +17,6 @@ from ..fsdp import whole_parameters
 from ..selection import PretrainedSelection, repeat_loading, was_initialised
 
 KEY = 'olor_drift'  # in checkpoints
-IN_HOST_MEMORY = dict(anchor_dtype=None, anchor_device='cpu')
 
 
 class DriftHook(Hook):
@@ -120,7 +119,8 @@ class DriftHook(Hook):
             return [p for p in params if p in anchored], {}
         if get_rank() and not self._is_spread:
             return params, {}
-        return params, {p: make_anchor(p, IN_HOST_MEMORY) for p in params if p not in anchored}
+        in_host_memory = dict(anchor_dtype=None, anchor_device='cpu')
+        return params, {p: make_anchor(p, in_host_memory) for p in params if p not in anchored}
 
     def _from_checkpoint(self) -> tuple[list[nn.Parameter], dict[nn.Parameter, Tensor]]:
         """As ``_from_model``, out of the checkpoint that was resumed."""

@@ -103,7 +103,11 @@ class PretrainedEvalHook(Hook):
         self._names: dict[str, str] | None = None  # in the pre-trained model to in the training model
 
     def before_run(self, runner) -> None:
-        _refuse_old_metrics(runner.hooks)
+        for hook in runner.hooks:
+            for name in getattr(hook, 'save_best', None) or [getattr(hook, 'monitor', None)]:
+                if str(name).startswith(('upstream/', 'upstream_restored/')):  # as in version 0.1
+                    now = name.replace('upstream', 'pretrained', 1)
+                    raise ValueError(f'{type(hook).__name__}: the metric {name!r} is called {now!r} now; write that')
         params = list(unwrapped(runner.model).parameters())
         if any(hasattr(p, 'to_local') or getattr(p, '_fsdp_flattened', False) for p in params):
             raise ValueError('PretrainedEvalHook needs whole weights, and FSDP shards them; use DDP')
@@ -246,11 +250,3 @@ def _config_of(model: str | Mapping) -> tuple[Config, str]:
     named = cfg.model.type.rpartition('.')[0] if isinstance(cfg.model.type, str) else ''
     current = DefaultScope.get_current_instance()
     return cfg, cfg.get('default_scope') or named or getattr(current, 'scope_name', 'mmengine')
-
-
-def _refuse_old_metrics(hooks: Sequence[Hook]) -> None:
-    for hook in hooks:
-        for name in getattr(hook, 'save_best', None) or [getattr(hook, 'monitor', None)]:
-            if str(name).startswith(('upstream/', 'upstream_restored/')):
-                now = name.replace('upstream', 'pretrained', 1)
-                raise ValueError(f'{type(hook).__name__}: the metric {name!r} is called {now!r} now; write that')

@@ -49,20 +49,16 @@ class ResumableRandomnessHook(Hook):
         loader = runner.train_loop.dataloader
         if getattr(loader.worker_init_fn, 'func', None) is worker_init_fn:
             loader.worker_init_fn = partial(loader.worker_init_fn, seed=_seed(runner, runner.epoch))
-        self._reseed(runner)
+        set_random_seed(_seed(runner, 2 * runner.iter))
 
     def after_skipped_iters(self, runner) -> None:
-        self._reseed(runner)  # for loading the first batch of a resumed epoch
+        set_random_seed(_seed(runner, 2 * runner.iter))  # for loading the first batch of a resumed epoch
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self._reseed(runner, 1)
+        set_random_seed(_seed(runner, 2 * runner.iter + 1))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self._reseed(runner, 2)  # for loading the next batch
-
-    @staticmethod
-    def _reseed(runner, moment: int = 0) -> None:
-        set_random_seed(_seed(runner, 2 * runner.iter + moment))
+        set_random_seed(_seed(runner, 2 * runner.iter + 2))  # for loading the next batch
 
 
 def _seed(runner, moment: int) -> int:

@@ -1,0 +1,110 @@
+"""A data set as a config describes it, and the checks that all kinds of annotations share."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+from PIL import Image
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # those that mmpretrain reads
+SPLITS = dict(train=('train', 'training', 'train2017'), val=('val', 'valid', 'validation', 'val2017', 'test'))
+VALIDATION_SHARE = 0.2  # of the images, where there are none for validation
+DECODED = 1000  # images that are decoded; of the others, only the header is read
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message says what is wrong and what would be right."""
+
+
+@dataclass
+class Data:
+    """A data set as a config describes it."""
+
+    classes: list[str]  # in the order of the labels
+    train: dict = field(default_factory=dict)  # arguments of OpenMMLab's data set, but data_root, pipeline and classes
+    val: dict = field(default_factory=dict)
+    images: int = 0  # of training
+    written: dict[Path, str] = field(default_factory=dict)  # files to write: a split that the data does not have
+    problems: list[str] = field(default_factory=list)  # probable mistakes; a config can be written in spite of them
+    notes: list[str] = field(default_factory=list)
+
+    def found(self, what: str, cases: Sequence) -> None:
+        """Add a problem with the number of its cases and the first one; no cases are no problem."""
+        if cases:
+            self.problems.append(f'{what}: {len(cases)}, first {cases[0]}')
+
+    def split_off(self, parts: dict[str, list], text: Callable[[list], str], out: Path, suffix: str, **fields) -> None:
+        """Have files of 'train' and 'val' written beside the config; ``text`` makes one of its entries."""
+        if not all(parts.values()):
+            raise DataError('there is no validation set, and there are too few images to split some off; add some')
+        for split, entries in parts.items():
+            file = out.with_name(f'{out.stem}_{split}{suffix}')
+            self.written[file] = text(entries)
+            setattr(self, split, dict(fields, ann_file=str(file)))
+        self.images = len(parts['train'])
+        number = len(parts['val'])
+        self.notes.append(f'there is no validation set: {number} of {self.images + number} images were split off')
+
+    def note_test(self, val: Path) -> None:
+        """Note that the test set is used for validation, if it is."""
+        if 'test' in val.name:
+            self.notes.append(f'{val} is used for validation: no other set is, and it chooses the best checkpoint')
+
+
+def images_in(folder: Path) -> list[Path]:
+    """All images in a folder and its sub-folders, sorted."""
+    return sorted(f for f in folder.rglob('*') if f.suffix.lower() in SUFFIXES and f.is_file())
+
+
+def parted(entries: list) -> dict[str, list]:
+    """The entries split into 'train' and 'val' at random, in their order, the same way in every run."""
+    number = max(1, round(VALIDATION_SHARE * len(entries)))
+    kept = set(random.Random(0).sample(range(len(entries)), number))
+    parts: dict[str, list] = dict(train=[], val=[])
+    for i, entry in enumerate(entries):
+        parts['val' if i in kept else 'train'].append(entry)
+    return parts
+
+
+def check_images(data: Data, files: Sequence[Path], sizes: Sequence[tuple[int, int]] = ()) -> None:
+    """Note images that are missing, damaged or of another (width, height) than annotated."""
+    missing, unreadable, resized, deep = [], [], [], []
+    stride = -(-len(files) // DECODED)
+    for number, (file, size) in enumerate(zip_longest(files, sizes)):
+        if not file.is_file():
+            missing.append(file)
+            continue
+        try:
+            with Image.open(file) as image:
+                if size is not None and image.size != size:
+                    resized.append(f'{file} of {image.size[0]}x{image.size[1]}, annotated as {size[0]}x{size[1]}')
+                if number % stride == 0:
+                    image.load()
+                if image.mode.startswith(('I', 'F')):
+                    deep.append(file)
+        except Exception as error:  # a decoder raises anything for a damaged file
+            unreadable.append(f'{file} ({error})')
+    if deep:
+        note = f'{len(deep)} images have more than 8 bits a channel, first {deep[0]}; mmcv keeps the upper 8: write 8 bits'
+        data.notes.append(note)
+    data.found('images that are not there', missing)
+    data.found('images that cannot be read', unreadable)
+    data.found('images (width x height) of another size than annotated', resized)
+
+
+def check_overlap(data: Data, train: Iterable[Path], val: Sequence[Path]) -> None:
+    """Note validation images that are training images as well; all of them are a problem."""
+
+    def digest(file: Path) -> str:
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file)
+
+    sizes = {file.stat().st_size for file in val if file.is_file()}
+    known = {digest(file) for file in train if file.is_file() and file.stat().st_size in sizes}
+    same = [file for file in val if digest(file) in known]
+    if same and len(same) == len(val):
+        data.problems.append(f'all {len(val)} validation images are training images too: results would mean nothing')
+    elif same:
+        data.notes.append(f'{len(same)} of {len(val)} validation images are training images too, first {same[0]}')
