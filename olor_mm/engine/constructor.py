@@ -179,7 +179,8 @@ def _parsed(paramwise_cfg: Mapping) -> tuple[dict, RollbackSettings]:
 def _note_unused_settings(settings: RollbackSettings) -> None:
     if settings.power == 0 and 0 < settings.min_level < settings.max_level:
         _log_warning(f'{WHERE}.min_level={settings.min_level!r} is not used with power=0: all layers have max_level')
-    if settings.layer_decay_rate == 1 and settings.layer_index != 'block' and settings.is_uniform:
+    is_uniform = settings.power == 0 or settings.min_level == settings.max_level
+    if settings.layer_decay_rate == 1 and settings.layer_index != 'block' and is_uniform:
         _log_warning(f'{WHERE}.layer_index={settings.layer_index!r} is not used: all layers have the same level')
 
 

@@ -19,7 +19,7 @@ def rollback_class(base: str | type | None, where: str) -> type:
     """The OLOR version of an optimizer that is given, at the key ``where`` of a config, by name or class."""
     found = base
     if isinstance(base, str):
-        found = _found(base) or (base.endswith('OLOR') and _found(base.removesuffix('OLOR')))
+        found = _found(base) or _found(base.removesuffix('OLOR'))
         if not found:
             near = nearest(base.rpartition('.')[2], [*registered(), *OPTIMIZERS.module_dict])
             raise ValueError(f'{where}={base!r}: there is no such optimizer; take {near[0] if near else "AdamW"!r}')

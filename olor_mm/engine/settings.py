@@ -91,11 +91,6 @@ class RollbackSettings:
     def rule_object(self) -> Rule:
         return RULES[self.rule]
 
-    @property
-    def is_uniform(self) -> bool:
-        """Whether the level is the same in all layers."""
-        return self.power == 0 or self.min_level == self.max_level
-
     def __post_init__(self):
         rule = rule_named(self.rule, f'{WHERE}.rule')
         check_levels(self.max_level, self.min_level, self.power, f'{WHERE}.', rule.highest)

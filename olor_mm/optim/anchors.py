@@ -84,16 +84,10 @@ class AnchorFiles:
         self.entries: dict[Parameter, dict] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
 
-    def open_all(self, paths: Iterable[str]) -> None:
-        """Memory-map files; a ValueError if one does not have plain tensors."""
-        for path in paths:
-            if os.path.isfile(path):  # adopting its anchors reports a file that a resumed state names and that is gone
-                self._open(path)
-
     def find(self, p: Parameter, group: dict) -> Tensor | None:
         """The tensor in the files of its group that has the value of a parameter, whatever its name there; or None."""
         for path in group['anchor_file'] or ():
-            for key, value in self._open(path).items():
+            for key, value in self.open(path).items():
                 if value.shape == p.shape and torch.equal(p.detach().cpu(), value.to(p.dtype)):
                     self.entries[p] = dict(file=path, sha256=_sha256(path), key=key)
                     return value
@@ -104,14 +98,15 @@ class AnchorFiles:
         for path in (*(group['anchor_file'] or ()), entry['file']):
             if os.path.isfile(path) and _sha256(path) == entry['sha256']:
                 self.entries[p] = {**entry, 'file': path}
-                return self._open(path)[entry['key']]
+                return self.open(path)[entry['key']]
         what = 'has been changed since' if os.path.isfile(entry['file']) else 'is not there'
         raise ValueError(
             f'the anchors of the optimizer state are in the file {entry["file"]!r} (SHA-256 {entry["sha256"]}), which '
             f'{what}. Put it back, or give a copy as anchor_file; here anchor_file={group["anchor_file"]!r}'
         )
 
-    def _open(self, path: str) -> dict[str, Tensor]:
+    def open(self, path: str) -> dict[str, Tensor]:
+        """The tensors in a file, memory-mapped; a ValueError if they are not plain ones."""
         if path not in self._tensors:
             self._tensors[path] = dict(_flat(_read(path)))
         return self._tensors[path]

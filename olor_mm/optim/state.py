@@ -1,5 +1,6 @@
 """Anchors in the state of an optimizer: captured, hidden where they would mislead, saved and loaded."""
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,9 @@ class AnchoredState(Optimizer):
         # not `initial_lr`: cyclic schedules set it to their lowest rate, and hand-written warm-ups to none
         group.setdefault('rollback_initial_lr', float(group['lr']))
         group.setdefault('rollback_decided', False)
-        self._files.open_all(group['anchor_file'] or ())
+        for path in group['anchor_file'] or ():
+            if os.path.isfile(path):  # adopting the anchors reports a file that a resumed state names and that is gone
+                self._files.open(path)
 
     def anchor_of(self, p: Parameter) -> Tensor | None:
         """theta_0 of a parameter; None if it has none."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSIFICATION, ROOT, load, run, train
+from conftest import CLASSIFICATION, ROOT, load, run, tool, train
+from jobs import free_port
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.loops import _InfiniteDataloaderIterator
@@ -22,19 +23,16 @@ DETECTION = 'configs/detection/olor/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_t
 INSTANCES = 'configs/instance_segmentation/olor/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
 SEMANTIC = 'configs/semantic_segmentation/olor/mobilenet-v2-d8_fcn_olor_1xb8-80iter_nuclei-128px.py'
 DEMO = 'configs/demo/mask-rcnn_nuclei_olor.py'
-FEW = ('train_dataloader.dataset.indices=16',)
+FEW = ('train_dataloader.dataset.indices=8',)
+FEW_TESTED = ('val_dataloader.dataset.indices=8', 'test_dataloader.dataset.indices=8')
 ONE_EPOCH = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
 TASKS = {
-    CLASSIFICATION: ('accuracy/top1', ONE_EPOCH, 'mmpretrain'),
-    DETECTION: ('coco/bbox_mAP', (*ONE_EPOCH, *FEW), 'mmdet'),
-    INSTANCES: (
-        'coco/segm_mAP',
-        (*ONE_EPOCH, *FEW, 'test_dataloader.dataset.indices=8', 'val_dataloader.dataset.indices=8'),
-        'mmdet',
-    ),
+    CLASSIFICATION: ('accuracy/top1', (*ONE_EPOCH, *FEW, *FEW_TESTED), 'mmpretrain'),
+    DETECTION: ('coco/bbox_mAP', (*ONE_EPOCH, *FEW), 'mmdet'),  # tested on its one image
+    INSTANCES: ('coco/segm_mAP', (*ONE_EPOCH, *FEW, *FEW_TESTED), 'mmdet'),
     SEMANTIC: (
         'mIoU',
-        ('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4'),
+        ('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2', *FEW_TESTED),
         'mmseg',
     ),
 }
@@ -62,10 +60,10 @@ def test_each_task_trains_evaluates_and_tests(data, tmp_path, config):
     convolutions = [value for name, value in source.items() if name.endswith('conv.weight')]
     assert all(any(a.shape == b.shape and torch.equal(a, b) for a in kept) for b in convolutions)
 
-    command = [sys.executable, 'tools/test.py', config, last_checkpoint(tmp_path), '--work-dir', tmp_path / 'test']
+    command = ['tools/test.py', config, last_checkpoint(tmp_path), '--work-dir', tmp_path / 'test']
     written = ['--out', tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'test/shown']
     few = [option for option in options if option.startswith('test_dataloader')]
-    run(*command, *written, '--cfg-options', *few, 'log_level=INFO')
+    tool(*command, *written, '--cfg-options', *few, 'log_level=INFO')
     [tested] = [json.loads(file.read_text()) for file in (tmp_path / 'test').glob('*/*.json')]
     assert tested[metric] == pytest.approx(trained[-1], abs=1e-6)
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
@@ -178,7 +176,7 @@ def test_a_config_in_pure_python_trains(data, tmp_path):
     (tmp_path / 'pure.py').write_text(PURE)
     done = train(tmp_path / 'pure.py', tmp_path / 'run')
     assert 'pre-trained and rolled back (backbone 156 of 156)' in done.stdout
-    table = run(sys.executable, 'tools/analysis_tools/print_rollback.py', tmp_path / 'pure.py')
+    table = tool('tools/analysis_tools/print_rollback.py', tmp_path / 'pure.py')
     assert 'Rolled back: 156 of 158' in table.stdout
 
 
@@ -218,12 +216,11 @@ def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path, confi
     if config == SEMANTIC and not hasattr(_InfiniteDataloaderIterator, 'skip_iter'):
         pytest.skip('this MMEngine loads what it skips; ResumableRandomnessHook warns of it')
     options, at, last = KILLED[config]
-    one_thread = dict(OMP_NUM_THREADS='1')
-    train(config, tmp_path / 'straight', *options, **one_thread)
+    train(config, tmp_path / 'straight', *options)
     process = subprocess.Popen(
         [sys.executable, 'tools/train.py', config, '--work-dir', str(tmp_path / 'killed'), '--cfg-options', *options],
         cwd=ROOT,
-        env={**os.environ, **one_thread},
+        env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())},
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -234,7 +231,7 @@ def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path, confi
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / 'killed' / last).exists()
-    done = train(config, tmp_path / 'killed', '--resume', *options, **one_thread)
+    done = train(config, tmp_path / 'killed', '--resume', *options)
     assert 'resumed epoch: ' in done.stdout
     straight, resumed = (load(tmp_path / name / last) for name in ('straight', 'killed'))
     for name, value in straight['state_dict'].items():
@@ -262,9 +259,10 @@ custom_hooks = [*_base_.custom_hooks, dict(type='SaveWeightsOfEveryRank')]
         '--cfg-options',
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=1',
+        'val_dataloader.dataset.indices=4',
         *FEW,
         PYTHONPATH=f'{ROOT / "tests/tools"}{os.pathsep}{os.environ.get("PYTHONPATH", "")}',
-        PORT='29611',
+        PORT=str(free_port()),
         OMP_NUM_THREADS='1',
     )
     assert 'Distributed training: True' in done.stdout and 'GPU number: 2' in done.stdout
@@ -280,7 +278,9 @@ custom_hooks = [*_base_.custom_hooks, dict(type='SaveWeightsOfEveryRank')]
 
 
 def test_a_wrong_setting_stops_the_tool_before_training(data, tmp_path):
-    done = train(CLASSIFICATION, tmp_path, 'optim_wrapper.paramwise_cfg.rollback.max_level=1.5', check=False)
+    """In a process of its own, as are the trainings above that are killed or are of two processes."""
+    wrong = 'optim_wrapper.paramwise_cfg.rollback.max_level=1.5'
+    done = train(CLASSIFICATION, tmp_path, wrong, check=False, alone=True)
     assert done.returncode and 'max_level=1.5' in done.stdout.strip().splitlines()[-1]
     assert 'Traceback' not in done.stdout and 'Epoch(train)' not in done.stdout and not list(tmp_path.glob('*.pth'))
 

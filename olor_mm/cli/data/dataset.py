@@ -88,7 +88,9 @@ def check_images(data: Data, files: Sequence[Path], sizes: Sequence[tuple[int, i
         except Exception as error:  # a decoder raises anything for a damaged file
             unreadable.append(f'{file} ({error})')
     if deep:
-        note = f'{len(deep)} images have more than 8 bits a channel, first {deep[0]}; mmcv keeps the upper 8: write 8 bits'
+        note = (
+            f'{len(deep)} images have more than 8 bits a channel, first {deep[0]}; mmcv keeps the upper 8: write 8 bits'
+        )
         data.notes.append(note)
     data.found('images that are not there', missing)
     data.found('images that cannot be read', unreadable)
