@@ -76,10 +76,8 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 raise ValueError(f'optimizer.{key}={cfg[key]!r}: this constructor sets it by {WHERE}; move it there')
         zero = any(is_named(cfg.get('type'), t) for t in (ZeroRedundancyOptimizer, ZeroRedundancyOptimizerOLOR))
         if zero and not is_distributed():
-            raise ValueError(
-                f'optimizer.type={cfg["type"]!r} shards an optimizer over processes, and there is one: start several '
-                "with tools/dist_train.sh, or take optimizer=dict(type='AdamW', ...)"
-            )
+            hint = "start several with tools/dist_train.sh, or take optimizer=dict(type='AdamW', ...)"
+            raise ValueError(f'optimizer.type={cfg["type"]!r} shards over processes, and there is one: {hint}')
         key = 'optimizer_type' if zero else 'type'
         found = rollback_class(cfg.get(key), f'optimizer.{key}')
         if not is_named(cfg[key], found):
@@ -90,9 +88,9 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module) -> OptimWrapper:
         with whole_parameters(model) as is_sharded:
             if is_sharded and self.settings.pretrained == 'auto':
+                hint = "name what is pre-trained, e.g. pretrained=['backbone']"
                 raise ValueError(
-                    f"{WHERE}.pretrained='auto': the model is sharded by FSDP, where loading cannot be watched; name "
-                    "what is pre-trained, e.g. pretrained=['backbone']"
+                    f"{WHERE}.pretrained='auto': FSDP has sharded the model and hides what is loaded; {hint}"
                 )
             return self._build(unwrapped(model))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import clean_name, names_under
 from ..mixing import mix_in
+from ..optim.rules import RULES
 from ..pretrained import LoadRecord, fingerprint, statistics_states, summary
 from .settings import WHERE, RollbackSettings
 
@@ -64,8 +65,8 @@ class PretrainedSelection:
         if not params and self.is_on:
             raise ValueError(
                 f'{WHERE}.max_level={self.settings.max_level!r}, but no parameter that is trained has a level above 0: '
-                'the backbone is frozen, or custom_keys set rollback=0. Train some of it, raise min_level for neck and '
-                'head, or set max_level=0 for a run without rollback'
+                'the backbone is frozen, or custom_keys set rollback=0. Train some of it, raise min_level, or set '
+                'max_level=0 for a run without rollback'
             )
         if self.pretrained == 'auto':
             self._require_loaded(params)
@@ -87,15 +88,14 @@ class PretrainedSelection:
             )
         if params and not any(self.record.unchanged([p]) for p in loaded):
             custom = {key: level for key, level in self.settings.custom_levels.items() if level}
-            which = f'with a level above 0{f" (custom_keys: {custom})" if custom else ""}'
-            why = f'no checkpoint was loaded into any parameter {which}'
+            which = f'a level above 0{f" (custom_keys: {custom})" if custom else ""}'
+            why = f'no checkpoint was loaded into any parameter with {which}'
             if loaded:
                 why = f'all {len(loaded)} parameters that a checkpoint was loaded into were initialised again since'
             raise ValueError(
-                f"{WHERE}.pretrained='auto': {why}. Set load_from=..., or init_cfg=dict(type='Pretrained', "
-                'checkpoint=...) of the backbone; if one is set, its keys or shapes do not fit this model, see the '
-                "warnings above. For weights that are loaded out of sight, set pretrained=['backbone']. For a run "
-                'without rollback, set max_level=0'
+                f"{WHERE}.pretrained='auto': {why}. Set load_from, or init_cfg=dict(type='Pretrained', checkpoint=...) "
+                'of the backbone; if one is set, its keys or shapes do not fit, see the warnings above. For weights '
+                "loaded out of sight, set pretrained=['backbone']; for a run without rollback, max_level=0"
             )
 
     @cached_property
@@ -163,7 +163,7 @@ class PretrainedSelection:
         total = Counter(self.names[p].partition('.')[0] for p in self.candidates)
         some = Counter(self.names[p].partition('.')[0] for p in selected)
         shares = ', '.join(f'{part} {some[part]} of {total[part]}' for part in total)
-        what = 'rolled back' if self.settings.rule_object.is_review else f'held by rule={self.settings.rule!r}'
+        what = 'rolled back' if RULES[self.settings.rule].is_review else f'held by rule={self.settings.rule!r}'
         frozen = sum(not p.requires_grad for p in selected)
         size = sum(p.numel() * p.element_size() for p in selected if p.requires_grad) / 2**20
         print_log(

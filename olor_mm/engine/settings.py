@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import METHODS, layer_index
 from ..names import nearest
 from ..optim.penalty import check_levels, check_number, is_number, layer_penalty
-from ..optim.rules import COUPLINGS, RULES, Rule, check_new, rule_named
+from ..optim.rules import COUPLINGS, RULES, check_new, rule_named
 
 WHERE = 'paramwise_cfg.rollback'
 STOCK_KEYS = (
@@ -64,10 +64,7 @@ class RollbackSettings:
         """Parse the section as it stands in a config; {} gives the defaults of its ``rule``."""
         cfg = as_dict(cfg, WHERE, 'dict(max_level=1e-2); max_level=0 is a run without rollback')
         if 'half_life' in cfg:
-            raise ValueError(
-                f'{WHERE}.half_life={cfg["half_life"]!r} is gone: give max_level, which is 1 - 2 ** (-1 / steps), e.g. '
-                '0.01 for 69 steps'
-            )
+            raise ValueError(f'{WHERE}.half_life={cfg["half_life"]!r} is gone: give max_level=1 - 2 ** (-1 / steps)')
         check_keys(cfg, SECTION_KEYS, WHERE)
         rule = cfg.get('rule')
         defaults = RULES[rule].defaults if isinstance(rule, str) and rule in RULES else {}
@@ -84,41 +81,33 @@ class RollbackSettings:
 
     def level(self, layer: int, num_layers: int) -> float:
         """lambda of layer i of n, see :func:`olor_mm.optim.layer_penalty`; for any rule."""
-        highest = self.rule_object.highest
-        return layer_penalty(layer, num_layers, self.max_level, self.min_level, self.power, highest)
-
-    @property
-    def rule_object(self) -> Rule:
-        return RULES[self.rule]
+        return layer_penalty(layer, num_layers, self.max_level, self.min_level, self.power, RULES[self.rule].highest)
 
     def __post_init__(self):
         rule = rule_named(self.rule, f'{WHERE}.rule')
         check_levels(self.max_level, self.min_level, self.power, f'{WHERE}.', rule.highest)
         check_new(rule, self.new_level, f'{WHERE}.new_level')
         if self.new_level and self.level(1, 1) == 0:
+            levels = f'max_level={self.max_level!r}, min_level={self.min_level!r}, power={self.power!r}'
             raise ValueError(
-                f'{WHERE}.new_level={self.new_level!r} needs a level above 0 in the head, and there it is 0 with '
-                f'max_level={self.max_level!r}, min_level={self.min_level!r}, power={self.power!r}; raise min_level'
+                f'{WHERE}.new_level={self.new_level!r} needs a level in the head; raise min_level: {levels}'
             )
         if not isinstance(self.coupling, str) or self.coupling not in COUPLINGS:
             raise ValueError(f"{WHERE}.coupling={self.coupling!r} is unknown; take 'lr' or 'constant'")
         if self.coupling != 'lr' and not rule.is_review:
             raise ValueError(f"{WHERE}.coupling={self.coupling!r} is an option of rule='olor', not of {self.rule!r}")
-        if self.pretrained not in ('auto', 'all') and not _is_list_of_names(self.pretrained):
-            raise ValueError(
-                f"{WHERE}.pretrained={self.pretrained!r} is unknown; take 'auto' (what was loaded), 'all', or a list "
-                "of prefixes of parameter names, e.g. ['backbone']"
-            )
+        by_name = isinstance(self.pretrained, (list, tuple)) and all(isinstance(name, str) for name in self.pretrained)
+        if self.pretrained not in ('auto', 'all') and not (by_name and self.pretrained):
+            hint = "take 'auto' (what was loaded), 'all', or a list of prefixes of parameter names, e.g. ['backbone']"
+            raise ValueError(f'{WHERE}.pretrained={self.pretrained!r} is unknown; {hint}')
         by_layer = isinstance(self.layer_index, Mapping) and all(isinstance(key, str) for key in self.layer_index)
         if not by_layer and not (isinstance(self.layer_index, str) and self.layer_index in METHODS):
-            raise ValueError(
-                f"{WHERE}.layer_index={self.layer_index!r} is unknown; take 'block', 'tensor', or a dict from prefixes "
-                "to layer numbers, e.g. {'backbone.conv1': 0}"
-            )
+            hint = "take 'block', 'tensor', or a dict from prefixes to layer numbers, e.g. {'backbone.conv1': 0}"
+            raise ValueError(f'{WHERE}.layer_index={self.layer_index!r} is unknown; {hint}')
         if not is_number(self.layer_decay_rate) or not 0 < self.layer_decay_rate <= 1:
+            given = f'paramwise_cfg.layer_decay_rate={self.layer_decay_rate!r}'
             raise ValueError(
-                f'paramwise_cfg.layer_decay_rate={self.layer_decay_rate!r} is not a number in (0, 1]; it multiplies '
-                'the learning rate once a layer on the way from the head to the input, usually 0.6 to 0.9'
+                f'{given} is not a number in (0, 1]; it multiplies lr once a layer, usually 0.6 to 0.9'
             )
         for key, level in self.custom_levels.items():
             check_number(f'paramwise_cfg.custom_keys[{key!r}].rollback', level, 'it is lambda, e.g. 0.01', rule.highest)
@@ -133,10 +122,6 @@ HOMES = {
     'optimizer': ['lr', 'weight_decay', 'anchor_dtype', 'anchor_device', 'anchor_file'],
     'optim_wrapper': ['paramwise_cfg', 'constructor', 'optimizer', 'accumulative_counts', 'clip_grad'],
 }
-
-
-def _is_list_of_names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(name, str) for name in value)
 
 
 def check_keys(cfg: Mapping, known: Collection[str], where: str) -> None:

@@ -234,7 +234,7 @@ def test_wrong_settings_name_key_value_and_remedy(rollback, message):
         (dict(optimizer=dict(type='LBFGS', lr=1.0)), r"optimizer\.type='LBFGS': LBFGS cannot be used with rollback"),
         (
             dict(optimizer=dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', lr=1.0)),
-            'shards an optimizer over processes, and there is one.*dist_train.sh',
+            'shards over processes, and there is one.*dist_train.sh',
         ),
         (
             dict(paramwise=dict(custom_keys={'hed': dict(rollback=0.1)})),
