@@ -190,6 +190,26 @@ def configs_without_a_layout() -> None:
     yapf_api.FormatCode = lambda text, **_: (text, True)
 
 
+@pytest.fixture
+def weights_at_once(monkeypatch):
+    """Models start from copies of one block of noise: to draw all weights of a large one takes seconds."""
+    noise = torch.randn(99991, generator=torch.Generator().manual_seed(0))
+
+    def fill(tensor: torch.Tensor, *_, **__) -> torch.Tensor:
+        scale = (tensor.numel() / len(tensor)) ** -0.5 if tensor.ndim > 1 else 0.02
+        copies = -(-tensor.numel() // len(noise))
+        with torch.no_grad():
+            return tensor.copy_((noise * scale).repeat(copies)[: tensor.numel()].view_as(tensor))
+
+    for name in (
+        'uniform_',
+        'normal_',
+        'trunc_normal_',
+        *(f'{by}_{of}_' for by in ('kaiming', 'xavier') for of in ('uniform', 'normal')),
+    ):
+        monkeypatch.setattr(torch.nn.init, name, fill)
+
+
 @pytest.fixture(scope='session')
 def data() -> Path:
     """The embedded data and weights, made once."""

@@ -98,8 +98,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         record = LoadRecord(model)
         optim_wrapper = super().__call__(model)
         optimizer = optim_wrapper.optimizer
-        inner = getattr(optimizer, 'optim', optimizer)  # of ZeRO, asked on every process for its own parameters
-        inner.warn = _log_warning
+        getattr(optimizer, 'optim', optimizer).warn = _log_warning
         candidates = optimizer.undecided()
         if candidates and self.settings.pretrained == 'auto' and was_initialised(model):
             repeat_loading(model, record)
@@ -110,7 +109,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         selection = PretrainedSelection(model, record, self.settings, candidates, kept)
         for group in optimizer.param_groups:
             group['names'] = [selection.names[p] for p in group['params']]
-        inner.select_pretrained = selection
+        optimizer.select_pretrained = selection
         mix_in(optim_wrapper, StartOfTraining)
         optim_wrapper.start = Start(optimizer, selection, optim_wrapper.message_hub)
         selection.start = optim_wrapper.start  # for a loop that steps the optimizer by itself

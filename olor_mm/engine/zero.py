@@ -29,6 +29,15 @@ class ZeroRedundancyOptimizerOLOR(ZeroRedundancyOptimizer):
         self.pretrained_statistics: dict[str, torch.Tensor] = {}
         self._is_gathered = False
 
+    @property
+    def select_pretrained(self):
+        """See :class:`olor_mm.optim.Rollback`; asked on every process for its own parameters."""
+        return self.optim.select_pretrained
+
+    @select_pretrained.setter
+    def select_pretrained(self, select) -> None:
+        self.optim.select_pretrained = select
+
     undecided = Rollback.undecided  # here of all processes together
 
     def rollback_weight(self, group: dict) -> float | torch.Tensor:

@@ -1,16 +1,12 @@
 """Reports of runs as MMEngine writes them: reading, statistics, and the page."""
 
 import json
-import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from scipy import stats
 
 from olor_mm.compare.page import compare, write
@@ -219,30 +215,6 @@ def test_runs_of_0_1_are_read_with_the_names_of_today(tmp_path):
         wanted = 'upstream/kl' if option == '--retention' else ['upstream/kl']
         with pytest.raises(RunError, match=f"{option} 'upstream/kl'.*'pretrained/kl'"):
             choose(runs, wanted)
-
-
-def test_it_and_the_measures_import_without_mmengine():
-    names = [
-        f'olor_mm.{wing}.{module.name}'
-        for wing in ('compare', 'measure')
-        for module in pkgutil.iter_modules([str(ROOT / 'olor_mm' / wing)])
-    ]
-    assert len(names) >= 11
-    code = (
-        'import importlib, importlib.util, sys\n'
-        'class Blocked:\n'
-        '    def find_spec(name, path=None, target=None):\n'
-        '        if name.split(".")[0] in ("mmengine", "mmcv"): raise ModuleNotFoundError(name)\n'
-        'sys.meta_path.insert(0, Blocked)\n'
-        'find = importlib.util.find_spec\n'
-        'importlib.util.find_spec = lambda name, package=None: None if name == "mmengine" else find(name, package)\n'
-        f'for name in {names}: importlib.import_module(name)\n'
-        'print(sorted(name for name in sys.modules if name.startswith("olor_mm.")))\n'
-    )
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    imported = json.loads(done.stdout.replace("'", '"'))
-    assert set(names) < set(imported) and not any('engine' in name or 'durable' in name for name in imported)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from conftest import ROOT, load
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from torch import nn
 
 from execution import execution_order
 from olor_mm.cli.launch import config_file, load_config
@@ -78,26 +77,6 @@ def own(tmp_path_factory) -> Path:
         text = fragment.read_text().replace("data_root='data/custom/'", f"data_root='{root / fragment.stem}/'")
         fragment.write_text(re.sub(r'classes=\(.*\)', f'classes={classes}', text))
     return root
-
-
-@pytest.fixture(autouse=True)
-def weights_at_once(monkeypatch):
-    """Models start from copies of one block of noise: to draw all of their weights, several times, takes most of a test."""
-    noise = torch.randn(99991, generator=torch.Generator().manual_seed(0))
-
-    def fill(tensor: torch.Tensor, *_, **__) -> torch.Tensor:
-        scale = (tensor.numel() / len(tensor)) ** -0.5 if tensor.ndim > 1 else 0.02
-        copies = -(-tensor.numel() // len(noise))
-        with torch.no_grad():
-            return tensor.copy_((noise * scale).repeat(copies)[: tensor.numel()].view_as(tensor))
-
-    for name in (
-        'uniform_',
-        'normal_',
-        'trunc_normal_',
-        *(f'{by}_{of}_' for by in ('kaiming', 'xavier') for of in ('uniform', 'normal')),
-    ):
-        monkeypatch.setattr(nn.init, name, fill)
 
 
 @pytest.fixture
@@ -211,7 +190,7 @@ def tiny(config: Path, work_dir: Path, images: int) -> tuple[Config, dict[str, t
 @pytest.mark.parametrize(
     'config', [pytest.param(c, marks=[pytest.mark.slow] if SLOW.search(c) else []) for c in CONFIGS]
 )
-def test_a_step_holds_back_what_is_pretrained(config, own, work_dir, request, monkeypatch):
+def test_a_step_holds_back_what_is_pretrained(config, own, work_dir, request, monkeypatch, weights_at_once):
     torch.manual_seed(0)
     monkeypatch.chdir(ROOT)
     if 'to-custom' not in config:

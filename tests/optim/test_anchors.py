@@ -250,8 +250,8 @@ print(1024 * int(re.search(r'RssAnon:\s+(\d+)', open('/proc/self/status').read()
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_file_anchors_take_no_memory_of_the_process(tmp_path):
-    """Of 40 million parameters in four tensors: against the same process without rollback."""
-    count = 40_000_000
+    """Of 20 million parameters in four tensors: against the same process without rollback."""
+    count = 20_000_000
     torch.save({str(i): torch.full((count // 4,), 0.5 + i) for i in range(4)}, tmp_path / 'weights.pth')
     resident = {}
     for use in (True, False):

@@ -6,7 +6,9 @@ import io
 import pickle
 
 import pytest
+import stepping
 import torch
+from stepping import take_steps
 from torch import nn
 
 from olor_mm.optim import Rollback, registered, with_rollback
@@ -27,17 +29,8 @@ def options(name: str) -> dict:
 
 
 def parameters(name: str, dtype=torch.float32) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((5, 3), (2, 7), (4, 4)) if name == 'MuonOLOR' else ((5, 3), (7,), (2, 3, 2, 2))  # Muon takes matrices
-    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in shapes]
-
-
-def take_steps(optimizer, params, steps) -> None:
-    for step in steps:
-        generator = torch.Generator().manual_seed(1000 + step)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
-        optimizer.step()
+    shapes = ((5, 3), (2, 7), (4, 4)) if name == 'MuonOLOR' else stepping.SHAPES  # Muon takes matrices
+    return stepping.parameters(dtype, shapes=shapes)
 
 
 def groups(params) -> list[dict]:

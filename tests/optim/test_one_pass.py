@@ -3,9 +3,12 @@
 import copy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+import stepping
 import torch
+from stepping import take_steps
 from torch import nn
 
 from olor_mm.optim import SGDOLOR, AdamOLOR, AdamWOLOR, Rollback
@@ -26,19 +29,7 @@ CASES = {
     'nesterov': (SGDOLOR, torch.optim.SGD, dict(lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.1)),
 }
 every_case = pytest.mark.parametrize('case', CASES)
-
-
-def parameters() -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
-
-
-def take_steps(optimizer, params, steps) -> None:
-    for step in steps:
-        generator = torch.Generator().manual_seed(100 + step)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator)
-        optimizer.step()
+parameters = partial(stepping.parameters, shapes=SHAPES)
 
 
 @pytest.fixture

@@ -5,31 +5,14 @@ import numpy as np
 import pytest
 import torch
 from reference import ReferenceAdam, ReferenceSGD, warmup_cosine
+from stepping import gradients, parameters, take_steps
 from torch import nn
 
 from olor_mm.optim import SGDOLOR, AdamOLOR, AdamWOLOR, Rollback, with_rollback
 
-SHAPES = ((5, 3), (7,), (2, 3, 2, 2))
 TOTAL, WARMUP = 100, 10
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 fused_on_cpu = pytest.mark.skipif(TORCH < (2, 4), reason='no fused optimizers or GradScaler on CPU before torch 2.4')
-
-
-def parameters(dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in SHAPES]
-
-
-def gradients(step, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1000 + step)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
-
-
-def take_steps(optimizer, params, steps, dtype=torch.float32):
-    for step in steps:
-        for p, g in zip(params, gradients(step, dtype)):
-            p.grad = g
-        optimizer.step()
 
 
 def schedule(optimizer):
@@ -64,7 +47,7 @@ def test_equals_the_papers_rule(cls, reference, options, flags, dtype, tolerance
     for step in range(TOTAL):
         rate = warmup_cosine(step, lr, WARMUP, TOTAL)
         assert optimizer.param_groups[0]['lr'] == pytest.approx(rate, rel=1e-9)
-        take_steps(optimizer, params, [step], dtype)
+        take_steps(optimizer, params, [step])
         for p, rule, g in zip(params, expected, gradients(step, dtype)):
             rule.step(g.numpy(), rate)
             assert np.abs(p.detach().double().numpy() - rule.theta).max() <= tolerance * np.abs(rule.theta).max()

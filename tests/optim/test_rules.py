@@ -3,31 +3,25 @@
 import copy
 import io
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
+import stepping
 import torch
 from torch import nn
 
 from olor_mm.optim import SGDOLOR, AdamOLOR, AdamWOLOR, registered
 
-SHAPES = ((5, 3), (7,), (2, 3, 2, 2), (4,))
+SHAPES = (*stepping.SHAPES, (4,))
 NEW = 3  # the last one is of a new layer
 ALPHA, BETA, STEPS = dict(l2sp=0.5, l2sp_decoupled=2.0, spd=0.8), 0.3, 60
 RULES = tuple(ALPHA)
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 fused_on_cpu = pytest.mark.skipif(TORCH < (2, 4), reason='no fused optimizers or GradScaler on CPU before torch 2.4')
-
-
-def parameters(dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in SHAPES]
-
-
-def gradients(step, dtype=torch.float32):
-    """They turn round every few steps, so that momentum and gradient disagree."""
-    generator = torch.Generator().manual_seed(step // 6)
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in SHAPES]
+parameters = partial(stepping.parameters, shapes=SHAPES)
+gradients = partial(stepping.gradients, shapes=SHAPES, period=6)
+take_steps = partial(stepping.take_steps, period=6)
 
 
 def make(cls, params, rule, lr=1e-2, **options):
@@ -35,13 +29,6 @@ def make(cls, params, rule, lr=1e-2, **options):
     optimizer = cls(params, lr=lr, rollback=ALPHA[rule], rollback_rule=rule, rollback_new=beta, **options)
     optimizer.select_pretrained = lambda undecided: [p for p in undecided if p is not params[NEW]]
     return optimizer
-
-
-def take_steps(optimizer, params, steps, dtype=torch.float32):
-    for step in steps:
-        for p, g in zip(params, gradients(step, dtype)):
-            p.grad = g
-        optimizer.step()
 
 
 class Adam:
@@ -120,7 +107,7 @@ def test_equals_the_transcription(rule, cls, reference, options, theirs, dtype, 
     SELECTED.clear()
     for step in range(STEPS):
         lr = 1e-2 * 0.5 * (1 + np.cos(np.pi * step / STEPS))
-        take_steps(optimizer, params, [step], dtype)
+        take_steps(optimizer, params, [step])
         for p, base, start, g in zip(params, expected, starts, gradients(step, dtype)):
             rule(base, start, g.double().numpy(), lr)
             assert np.abs(p.detach().double().numpy() - base.theta).max() <= tolerance * np.abs(base.theta).max()

@@ -200,6 +200,8 @@ KILLED = {
         (
             'train_cfg.max_iters=8',
             'train_cfg.val_interval=3',
+            'train_dataloader.batch_size=2',
+            'val_dataloader.dataset.indices=4',
             'default_hooks.checkpoint.interval=3',
             'default_hooks.checkpoint.max_keep_ckpts=-1',
         ),
