@@ -24,6 +24,7 @@ import pytest
 import torch
 from jobs import CLASSIFICATION, ROOT  # noqa: F401
 from mmengine._strategy import BaseStrategy
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin
 from yapf.yapflib import yapf_api
@@ -32,6 +33,8 @@ import olor_mm.cli.config_text  # noqa: F401  with the real FormatCode
 
 ORDER = 'OLOR_TEST_ORDER'
 TIMESTAMP = '%Y%m%d_%H%M%S'  # of MMEngine
+TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
+needs_cpu_scaler = pytest.mark.skipif(TORCH < (2, 4), reason='no GradScaler on CPU before torch 2.4')
 
 
 class Done(NamedTuple):
@@ -208,6 +211,14 @@ def weights_at_once(monkeypatch):
         *(f'{by}_{of}_' for by in ('kaiming', 'xavier') for of in ('uniform', 'normal')),
     ):
         monkeypatch.setattr(torch.nn.init, name, fill)
+
+
+@pytest.fixture
+def amp_on_cpu(monkeypatch):
+    """MMEngine's AMP wrapper asks for a GPU; its code is the same without one."""
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    if hasattr(torch.amp, 'GradScaler'):
+        monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', functools.partial(torch.amp.GradScaler, 'cpu'))
 
 
 @pytest.fixture(scope='session')

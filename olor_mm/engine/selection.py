@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 class PretrainedSelection:
     """Decides, when anchors are captured, which parameters were pre-trained, and logs it.
 
-    Args:
-        model (nn.Module): The model without wrappers.
-        record (LoadRecord): What was loaded into it since it was built; before that, if MMEngine has initialised it.
-        settings (RollbackSettings): ``pretrained`` of them decides.
-        candidates (list[Parameter]): The parameters that are trained and have a level above 0.
-        kept (str): Where and how anchors are kept, for the log.
+    Candidates are the parameters that are trained and have a level above 0; ``kept`` says where anchors are kept.
     """
 
     start: 'Start'

@@ -106,9 +106,7 @@ class RollbackSettings:
             raise ValueError(f'{WHERE}.layer_index={self.layer_index!r} is unknown; {hint}')
         if not is_number(self.layer_decay_rate) or not 0 < self.layer_decay_rate <= 1:
             given = f'paramwise_cfg.layer_decay_rate={self.layer_decay_rate!r}'
-            raise ValueError(
-                f'{given} is not a number in (0, 1]; it multiplies lr once a layer, usually 0.6 to 0.9'
-            )
+            raise ValueError(f'{given} is not a number in (0, 1]; it multiplies lr once a layer, usually 0.6 to 0.9')
         for key, level in self.custom_levels.items():
             check_number(f'paramwise_cfg.custom_keys[{key!r}].rollback', level, 'it is lambda, e.g. 0.01', rule.highest)
 

@@ -15,10 +15,7 @@ from .selection import PretrainedSelection
 class Start:
     """Refuses a start where rollback would go wrong silently, settles lr_0, and keeps the norm statistics. Done once.
 
-    Args:
-        optimizer (Rollback): Or the ZeRO optimizer around one.
-        selection (PretrainedSelection): What was pre-trained.
-        hub (MessageHub): Of the run; it has the iteration where nothing else says it.
+    The message hub of the run has the iteration where nothing else says it.
     """
 
     def __init__(self, optimizer: Rollback, selection: PretrainedSelection, hub: MessageHub):

@@ -1,7 +1,8 @@
 """Kernels of :mod:`olor_mm.optim.one_pass`, compiled by numba at their first call and cached.
 
 Every kernel takes addresses, uint64 of shape (tensors, columns), the numbers of elements, int64 of shape (tensors,),
-and scalars, float64 of shape (tensors, arguments), and updates the memory in place. All of that is float32.
+scalars, float64 of shape (tensors, arguments), and chunks of work, int64 of shape (chunks, 2): a tensor and the first
+element. It updates the memory, which is float32, in place.
 """
 
 import math
@@ -29,20 +30,6 @@ def _span(address, start, size):
 
 
 @njit(**COMPILED)
-def _chunks(sizes):
-    """For every chunk of work the tensor it is of and its first element."""
-    count = 0
-    for size in sizes:
-        count += -(-size // CHUNK)
-    chunks, i = np.empty((count, 2), np.int64), 0
-    for tensor, size in enumerate(sizes):
-        for start in range(0, size, CHUNK):
-            chunks[i] = tensor, start
-            i += 1
-    return chunks
-
-
-@njit(**COMPILED)
 def _review(learned, anchor, w):
     # either form is exact at its own end: w = 0 keeps what was learned, w = 1 the anchor
     return learned + w * (anchor - learned) if w < 0.5 else anchor - (np.float32(1) - w) * (anchor - learned)
@@ -66,11 +53,10 @@ def _adam_chunk(row, start, size, scalars):
 
 
 @njit(parallel=True, **COMPILED)
-def adam(addresses, sizes, scalars):
+def adam(addresses, sizes, scalars, chunks):
     """Columns: parameter, gradient, anchor, exp_avg, exp_avg_sq, step; ``step`` is advanced."""
     for row in addresses:
         _span(row[5], 0, 1)[0] += 1
-    chunks = _chunks(sizes)
     for i in prange(len(chunks)):
         tensor, start = chunks[i]
         _adam_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
@@ -91,9 +77,8 @@ def _momentum_chunk(row, start, size, scalars):
 
 
 @njit(parallel=True, **COMPILED)
-def momentum_sgd(addresses, sizes, scalars):
+def momentum_sgd(addresses, sizes, scalars, chunks):
     """Columns: parameter, gradient, anchor, momentum_buffer."""
-    chunks = _chunks(sizes)
     for i in prange(len(chunks)):
         tensor, start = chunks[i]
         _momentum_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
@@ -108,9 +93,8 @@ def _sgd_chunk(row, start, size, scalars):
 
 
 @njit(parallel=True, **COMPILED)
-def sgd(addresses, sizes, scalars):
+def sgd(addresses, sizes, scalars, chunks):
     """Columns: parameter, gradient, anchor."""
-    chunks = _chunks(sizes)
     for i in prange(len(chunks)):
         tensor, start = chunks[i]
         _sgd_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
@@ -120,6 +104,10 @@ def run(kernel: str, addresses: list[list[int]], sizes: list[int], scalars: list
     """Call a kernel of this module by name, on as many threads as torch uses."""
     threads = torch.get_num_threads()
     set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-    globals()[kernel](np.array(addresses, np.uint64), np.array(sizes, np.int64), np.array(scalars, np.float64))
+    elements = np.array(sizes, np.int64)
+    counts = -(-elements // CHUNK)
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)  # of each chunk, the number of its tensor's first chunk
+    chunks = np.stack([np.repeat(np.arange(len(sizes)), counts), (np.arange(counts.sum()) - firsts) * CHUNK], 1)
+    globals()[kernel](np.array(addresses, np.uint64), elements, np.array(scalars, np.float64), chunks)
     if torch.get_num_threads() != threads:  # starting its threads, numba sets the number for all users of OpenMP
         torch.set_num_threads(threads)

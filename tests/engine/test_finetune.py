@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, anchors, optimizer_names
+from digits import pretrained_state
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
-from test_runner import pretrained_state
 from torch import nn
 
 import olor_mm  # noqa: F401

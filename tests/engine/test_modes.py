@@ -1,33 +1,18 @@
 """Ways to train that MMEngine offers, each on its real parts."""
 
-from functools import partial
-
 import pytest
 import torch
-from conftest import anchors
+from conftest import anchors, needs_cpu_scaler
+from digits import LEVEL, assert_anchors_are_the_checkpoints, config, names_of, parameter_names, pretrained_state, train
 from mmengine.hub import get_config
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
-from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import FlexibleRunner, Runner
-from test_runner import LEVEL, assert_anchors_are_the_checkpoints, config, names_of, parameter_names, pretrained_state
-from test_runner import run as train
 from torch import nn
 
 import olor_mm  # noqa: F401
 from olor_mm.layers import layer_index
 from olor_mm.optim import Rollback
-
-TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
-needs_cpu_scaler = pytest.mark.skipif(TORCH < (2, 4), reason='no GradScaler on CPU before torch 2.4')
-
-
-@pytest.fixture
-def amp_on_cpu(monkeypatch):
-    """MMEngine's AMP wrapper asks for a GPU; its code is the same without one."""
-    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
-    if hasattr(torch.amp, 'GradScaler'):
-        monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', partial(torch.amp.GradScaler, 'cpu'))
 
 
 def wrapper_for(model: nn.Module, **changes):

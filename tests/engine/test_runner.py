@@ -2,63 +2,26 @@
 
 import pytest
 import torch
-from conftest import CLASSIFICATION, ROOT, anchors, load, optimizer_names
-from mmengine.config import Config
+from conftest import anchors
+from digits import (
+    LEVEL,
+    LR,
+    StopAfter,
+    assert_anchors_are_the_checkpoints,
+    config,
+    names_of,
+    parameter_names,
+    pretrained_state,
+    train,
+)
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import olor_mm  # noqa: F401
 
-LR, LEVEL = 1e-3, 0.02
-
-
-def config(work_dir, data, epochs=1, iterations=3, **changes) -> Config:
-    """The classification config on a few images, one epoch of three iterations."""
-    cfg = Config.fromfile(ROOT / CLASSIFICATION)
-    cfg.work_dir = str(work_dir)
-    images = [7 * i for i in range(8 * iterations)]
-    # without serialize_data=False every dataset collects garbage
-    digits = dict(data_root=str(data / 'digits/train'), indices=images, serialize_data=False)
-    cfg.train_dataloader.dataset.update(digits)
-    cfg.train_dataloader.update(batch_size=8, num_workers=0, collate_fn=dict(type='default_collate'), drop_last=True)
-    cfg.model.backbone.init_cfg.checkpoint = str(data / 'weights/mobilenet_v2_mmpretrain.pth')
-    cfg.optim_wrapper.paramwise_cfg.rollback.max_level = LEVEL
-    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
-    cfg.train_cfg.max_epochs = cfg.param_scheduler.T_max = epochs
-    cfg.log_level = 'ERROR'
-    cfg.experiment_name = str(work_dir).replace('/', '_')
-    cfg.merge_from_dict(changes)
-    return cfg
-
-
-def run(cfg: Config) -> tuple[Runner, dict]:
-    """Train, and read the last checkpoint back from its file."""
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner, load(ROOT / open(f'{cfg.work_dir}/last_checkpoint').read().strip())
-
-
-def names_of(runner: Runner) -> list[str]:
-    return optimizer_names(getattr(runner.model, 'module', runner.model), runner.optim_wrapper.optimizer)
-
-
-def pretrained_state(data) -> dict:
-    return load(data / 'weights/mobilenet_v2_mmpretrain.pth')['state_dict']
-
-
-def parameter_names(runner, prefix=''):
-    return {name for name, _ in runner.model.named_parameters() if name.startswith(prefix)}
-
-
-def assert_anchors_are_the_checkpoints(found, source, expected):
-    assert set(found) == expected
-    for name, anchor in found.items():
-        assert anchor.dtype == source[name].dtype and torch.equal(anchor, source[name]), name
-
 
 def test_anchors_from_init_cfg_equal_the_file_and_the_new_head_has_none(data, tmp_path):
-    runner, checkpoint = run(config(tmp_path, data))
+    runner, checkpoint = train(config(tmp_path, data))
     found = anchors(checkpoint, names_of(runner))
     assert_anchors_are_the_checkpoints(found, pretrained_state(data), parameter_names(runner, 'backbone.'))
     assert not torch.equal(checkpoint['state_dict']['backbone.conv1.conv.weight'], found['backbone.conv1.conv.weight'])
@@ -72,7 +35,7 @@ def test_anchors_from_load_from_equal_the_file_and_another_class_count_has_none(
     cfg.optim_wrapper.paramwise_cfg.rollback.min_level = (
         0.01  # so that a head would be rolled back, were it pre-trained
     )
-    runner, checkpoint = run(cfg)
+    runner, checkpoint = train(cfg)
     expected = parameter_names(runner, '' if classes == 1000 else 'backbone.')
     assert_anchors_are_the_checkpoints(anchors(checkpoint, names_of(runner)), pretrained_state(data), expected)
 
@@ -126,7 +89,7 @@ def test_auto_scale_lr_without_a_scheduler_leaves_the_level_as_it_is(data, tmp_p
     cfg = config(tmp_path, data)
     cfg.param_scheduler = None
     cfg.auto_scale_lr = dict(enable=enabled, base_batch_size=64)
-    runner, _ = run(cfg)
+    runner, _ = train(cfg)
     optimizer = runner.optim_wrapper.optimizer
     assert optimizer.param_groups[0]['lr'] == pytest.approx(LR / 8 if enabled else LR)
     assert optimizer.rollback_weight(optimizer.param_groups[0]) == optimizer.param_groups[0]['rollback'] == LEVEL
@@ -135,7 +98,7 @@ def test_auto_scale_lr_without_a_scheduler_leaves_the_level_as_it_is(data, tmp_p
 def test_ema_neither_moves_anchors_nor_is_moved_by_them(data, tmp_path):
     cfg = config(tmp_path, data, iterations=4)
     cfg.custom_hooks = [dict(type='EMAHook', momentum=0.5)]
-    runner, checkpoint = run(cfg)
+    runner, checkpoint = train(cfg)
     found = anchors(checkpoint, names_of(runner))
     assert_anchors_are_the_checkpoints(found, pretrained_state(data), parameter_names(runner, 'backbone.'))
     averaged, trained = checkpoint['state_dict'], checkpoint['ema_state_dict']
@@ -165,12 +128,12 @@ def test_nothing_loaded_stops_before_the_first_iteration(data, tmp_path):
     with pytest.raises(
         ValueError, match=r"pretrained='auto': no checkpoint was loaded .*load_from.*pretrained=\['backbone'\]"
     ):
-        run(cfg)
+        train(cfg)
     assert not list(tmp_path.glob('*.pth'))
     cfg = config(tmp_path / 'off', data)
     cfg.model.backbone.pop('init_cfg')
     cfg.optim_wrapper.paramwise_cfg.rollback.max_level = 0.0
-    _, checkpoint = run(cfg)
+    _, checkpoint = train(cfg)
     assert not any('anchor' in entry for entry in checkpoint['optimizer']['state'].values())
 
 
@@ -181,36 +144,36 @@ def test_nothing_loaded_stops_before_the_first_iteration(data, tmp_path):
 def test_pretrained_given_by_hand(data, tmp_path, pretrained, expected):
     cfg = config(tmp_path, data)
     cfg.optim_wrapper.paramwise_cfg.rollback.pretrained = pretrained
-    runner, checkpoint = run(cfg)
+    runner, checkpoint = train(cfg)
     assert set(anchors(checkpoint, names_of(runner))) == {n for n in parameter_names(runner) if n.startswith(expected)}
 
 
 def test_resuming_without_optimizer_state_or_from_stock_is_refused(data, tmp_path):
     cfg = config(tmp_path, data)
     cfg.default_hooks.checkpoint.save_optimizer = False
-    run(cfg)
+    train(cfg)
     cfg = config(tmp_path, data, epochs=2, resume=True)
     with pytest.raises(
         ValueError,
         match=r'resumed at iteration 3 from a checkpoint without the state of the optimizer.*save_optimizer=True',
     ):
-        run(cfg)
+        train(cfg)
 
     stock = config(tmp_path / 'stock', data)
     stock.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=LR))
-    run(stock)
+    train(stock)
     cfg = config(tmp_path / 'stock', data, epochs=2, resume=True)
     with pytest.raises(ValueError, match='no anchors.*load_from'):
-        run(cfg)
+        train(cfg)
 
 
 def test_resume_in_process_keeps_anchors_and_ends_as_the_uninterrupted_run(data, tmp_path):
-    _, straight = run(config(tmp_path / 'straight', data, epochs=4))
+    _, straight = train(config(tmp_path / 'straight', data, epochs=4))
     runner = Runner.from_cfg(config(tmp_path / 'resumed', data, epochs=4))
     runner.register_hook(StopAfter(2))
     with pytest.raises(KeyboardInterrupt):
         runner.train()
-    runner, resumed = run(config(tmp_path / 'resumed', data, epochs=4, resume=True))
+    runner, resumed = train(config(tmp_path / 'resumed', data, epochs=4, resume=True))
     assert resumed['meta']['epoch'] == 4
     assert_same(resumed['state_dict'], straight['state_dict'])
     assert_same(resumed['optimizer']['state'], straight['optimizer']['state'])
@@ -226,17 +189,6 @@ def assert_same(a, b):
             assert_same(a[key], b[key])
     else:
         assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
-
-
-class StopAfter(Hook):
-    """Stops the process' training as a user does, in the middle of an epoch."""
-
-    def __init__(self, epochs):
-        self.epochs = epochs
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.epoch == self.epochs and batch_idx == 1:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import ROOT, load, tool
-from test_runner import StopAfter, config, pretrained_state
-from test_runner import run as train
+from digits import StopAfter, config, pretrained_state, train
 
 from olor_mm.measure import restore_statistics
 from olor_mm.pretrained import statistics_states

@@ -8,10 +8,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from digits import config
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from test_runner import config
 
 from olor_mm.durable.loading import load
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_cpu_scaler
 from mmengine.hooks import Hook
 from runs import SAFE, Iterations, Terminate, equal, logged, resumed, trained
-from test_modes import amp_on_cpu, needs_cpu_scaler  # noqa: F401
 
 from olor_mm.durable.loading import CheckpointError, load
 
@@ -66,7 +66,7 @@ def scaled(init_scale: float) -> dict:
 
 
 @needs_cpu_scaler
-def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(data, tmp_path, amp_on_cpu, run_dir):  # noqa: F811
+def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(data, tmp_path, amp_on_cpu, run_dir):
     runner = trained(tmp_path, data, Poison(2, 3), **scaled(2.0**10))
     assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0**8
     before, after = (parameters(tmp_path / f'epoch_{epoch}.pth') for epoch in (1, 2))
@@ -76,7 +76,7 @@ def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(data, tmp_path, 
 
 
 @needs_cpu_scaler
-def test_a_loss_scale_that_collapses_ends_the_run(data, tmp_path, amp_on_cpu):  # noqa: F811
+def test_a_loss_scale_that_collapses_ends_the_run(data, tmp_path, amp_on_cpu):
     message = r'epoch_2\.pth was not saved: the loss scale has fallen to 6\.25e-05.*epoch_1\.pth'
     with pytest.raises(CheckpointError, match=message):
         trained(tmp_path, data, Poison(*range(100)), **scaled(1e-3))

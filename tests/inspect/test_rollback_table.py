@@ -11,12 +11,12 @@ import pytest
 import torch
 import torchvision
 from conftest import CLASSIFICATION, ROOT
+from digits import config
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_torchvision_models
 from rich.console import Console
-from test_runner import config
 
 from olor_mm.inspect.rollback_table import examine
 from olor_mm.inspect.rollback_views import by_layer, modules_of, print_report

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from conftest import CLASSIFICATION, ROOT
+from digits import config as small_config
 from mmengine.config import Config
-from test_runner import config as small_config
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard

@@ -4,11 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from digits import StopAfter, pretrained_state, train
 from hook_runs import SHARDED, STOCK, config, process_group, scalars
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from test_runner import StopAfter, pretrained_state
-from test_runner import run as train
 
 from olor_mm.engine import DriftHook
 from olor_mm.layers import layer_index

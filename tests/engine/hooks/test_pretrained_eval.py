@@ -9,12 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from digits import StopAfter, pretrained_state, train
 from hook_runs import SHARDED, STOCK, config, process_group, scalars, with_validation
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from test_runner import StopAfter, pretrained_state
-from test_runner import run as train
 
 from olor_mm.engine import PretrainedEvalHook
 
