@@ -183,10 +183,7 @@ def statistics_in(state_dict: dict) -> dict[str, Tensor]:
 
 
 def check_loadable(name: str, state_dict: dict, groups: list[dict], defaults: Iterable[str]) -> None:
-    """Refuse a saved state that an optimizer of this name, with these groups and options, cannot go on from.
-
-    That is one without anchors though rollback is on, with other groups, or of another type of optimizer.
-    """
+    """Refuse a saved state without anchors though rollback is on, with other groups, or of another optimizer."""
     states = state_dict['state'].values()
     anchored = any('anchor' in state for state in states)
     # a state saved before the first step is empty and still ours; plain SGD keeps none at any time
@@ -228,10 +225,7 @@ def _difference(theirs: list[list[str | None]], ours: list[list[str | None]]) ->
 
 
 def settle_options(groups: list[dict], before: list[dict]) -> list[str]:
-    """After loading: where anchors are kept is a matter of this machine, all else is as the state has it.
-
-    Returns a sentence if options of the configuration, in ``before``, are not used.
-    """
+    """Keep where anchors are, which is a matter of this machine; say which other options of before are not used."""
     for group, here in zip(groups, before):
         group.update(anchor_device=here['anchor_device'], anchor_file=here['anchor_file'])
     changed = [
