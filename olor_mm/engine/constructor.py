@@ -89,9 +89,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         with whole_parameters(model) as is_sharded:
             if is_sharded and self.settings.pretrained == 'auto':
                 hint = "name what is pre-trained, e.g. pretrained=['backbone']"
-                raise ValueError(
-                    f"{WHERE}.pretrained='auto': FSDP has sharded the model and hides what is loaded; {hint}"
-                )
+                raise ValueError(f"{WHERE}.pretrained='auto': FSDP shards the model and hides what is loaded; {hint}")
             return self._build(unwrapped(model))
 
     def _build(self, model: nn.Module) -> OptimWrapper:
