@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -12,13 +12,16 @@ from conftest import CLASSIFICATION, ROOT
 from digits import config as small_config
 from mmengine.config import Config
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 SHARDED = {
     'FSDP': lambda: FullyShardedDataParallel(model(), use_orig_params=True, device_id=torch.device('cpu')),
-    'FSDP2': lambda: fully_shard(model(), mesh=init_device_mesh('cpu', (1,))),
 }
+with suppress(ImportError):  # torch before 2.6
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    SHARDED['FSDP2'] = lambda: fully_shard(model(), mesh=init_device_mesh('cpu', (1,)))
 STOCK = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
 
 
