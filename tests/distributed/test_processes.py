@@ -149,10 +149,9 @@ def test_four_processes_train_as_one_and_share_the_anchors(checkpoint, single, t
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['ddp', 'zero', 'fsdp'])
 def test_rollback_adds_no_communication(checkpoint, tmp_path, mode):
-    counted = {}
-    for level in (0.1, 0):
-        start(2, ['worker', mode, tmp_path / f'{level}', checkpoint, '--epochs', 1, '--level', level, '--count'])
-        counted[level] = results(tmp_path / f'{level}')
+    levels = (0.1, 0)
+    start(2, *(['worker', mode, tmp_path / f'{n}', checkpoint, '--epochs', 1, '--level', n, '--count'] for n in levels))
+    counted = {level: results(tmp_path / f'{level}') for level in levels}
     assert counted[0.1] == counted[0]
     parameters = sum(value.numel() for value in load(checkpoint)['state_dict'].values())
     for rank in counted[0.1]:  # three steps were counted, with all their gradients

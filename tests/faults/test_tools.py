@@ -13,7 +13,7 @@ from damage import damages
 from jobs import end, wait_for
 from runs import equal
 
-ONE_THREAD = dict(OMP_NUM_THREADS='1')
+ONE_THREAD = dict(alone=True, OMP_NUM_THREADS='1')
 OPTIONS = (
     'train_dataloader.dataset.indices=96',
     'train_dataloader.batch_size=16',
