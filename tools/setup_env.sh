@@ -60,7 +60,7 @@ else
     say "torch and torchvision"
     pip install -r "$needs/torch.txt"
 fi
-if [ -d "$venv/mmcv" ]; then
+if ls "$venv"/mmcv/*.whl >/dev/null 2>&1; then  # pip makes the folder where it finds none as well
     say "$mmcv: there is a wheel"
     pip install --no-deps "$venv"/mmcv/*.whl
     rm -r "$venv/mmcv"
