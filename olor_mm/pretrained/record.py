@@ -97,6 +97,7 @@ class LoadRecord:
                 self._loaded[value] = fingerprint(value)
             else:
                 self._statistics[module] = fingerprint(value)
+                self._kept.pop(module, None)  # of a forward pass before the load
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -209,3 +209,13 @@ def test_what_was_loaded_into_a_copy_can_be_adopted():
     assert new == {'conv1.weight', 'bn1.weight'}
     layers = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert layers - set(record.unchanged_statistics(model)) == {'bn1'}
+
+
+def test_statistics_are_those_of_the_last_load_and_not_of_a_pass_before_it():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    record = LoadRecord(model)
+    model(torch.randn(4, 2))
+    model.load_state_dict({**model.state_dict(), '1.running_mean': torch.tensor([3.0, 4.0])})
+    model(torch.randn(4, 2))
+    assert record.unchanged_statistics(model) == ['1']
+    assert record.copy_statistics(model, ['1'])['1.running_mean'].tolist() == [3.0, 4.0]
