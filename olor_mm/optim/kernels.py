@@ -11,8 +11,12 @@ import numpy as np
 import torch
 from numba import carray, config, njit, prange, set_num_threads, types
 from numba.extending import intrinsic
+from torch import Tensor
+
+from .one_pass import Scalars, chunks_of
 
 CHUNK = 1 << 14  # elements that a thread takes at a time
+TAKES_TENSORS = False  # for a learning rate, the scale of gradients, or whether a step is skipped
 COMPILED = dict(nogil=True, cache=True, error_model='numpy', fastmath={'contract'})
 
 
@@ -100,14 +104,32 @@ def sgd(addresses, sizes, scalars, chunks):
         _sgd_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
 
 
-def run(kernel: str, addresses: list[list[int]], sizes: list[int], scalars: list[tuple]) -> None:
-    """Call a kernel of this module by name, on as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-    elements = np.array(sizes, np.int64)
-    counts = -(-elements // CHUNK)
-    firsts = np.repeat(np.cumsum(counts) - counts, counts)  # of each chunk, the number of its tensor's first chunk
-    chunks = np.stack([np.repeat(np.arange(len(sizes)), counts), (np.arange(counts.sum()) - firsts) * CHUNK], 1)
-    globals()[kernel](np.array(addresses, np.uint64), elements, np.array(scalars, np.float64), chunks)
-    if torch.get_num_threads() != threads:  # starting its threads, numba sets the number for all users of OpenMP
-        torch.set_num_threads(threads)
+def kind(tensors: list[Tensor]) -> tuple | None:
+    """What the tensors of one launch have in common; None if no kernel takes them."""
+    return ('cpu',) if all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors) else None
+
+
+class Launch:
+    """Steps some parameters by a kernel, on as many threads as torch uses.
+
+    Args:
+        method (str): Name of the kernel.
+        rows (list[list[Tensor]]): Of every parameter, the columns of the kernel.
+        groups (list[int]): Of every parameter, the place of its numbers among those that a call is given.
+    """
+
+    def __init__(self, method: str, _, rows: list[list[Tensor]], groups: list[int], *__):
+        self.kernel, self.groups = globals()[method], groups
+        self.addresses = np.array([[t.data_ptr() for t in row] for row in rows], np.uint64)
+        self.sizes = np.array([row[0].numel() for row in rows], np.int64)
+        self.chunks = chunks_of(self.sizes.tolist(), CHUNK).numpy() * np.array([1, CHUNK])
+
+    def __call__(self, gradients: list[int], scalars: list[Scalars], *_) -> None:
+        """Make a step, with gradients at these addresses."""
+        threads = torch.get_num_threads()
+        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+        self.addresses[:, 1] = gradients
+        numbers = np.array([scalars[group] for group in self.groups], np.float64)
+        self.kernel(self.addresses, self.sizes, numbers, self.chunks)
+        if torch.get_num_threads() != threads:  # starting its threads, numba sets the number for all users of OpenMP
+            torch.set_num_threads(threads)

@@ -25,5 +25,5 @@ def gradients(step: int, dtype=torch.float32, shapes=SHAPES, period=1) -> list[T
 def take_steps(optimizer, params: list[nn.Parameter], steps: Iterable[int], period=1) -> None:
     for step in steps:
         for p, g in zip(params, gradients(step, params[0].dtype, [p.shape for p in params], period)):
-            p.grad = g
+            p.grad = g.to(p.device)
         optimizer.step()
