@@ -2,7 +2,8 @@
 
 from .blocks import main_stages
 from .groups import rollback_groups
-from .index import METHODS, backbones, declared_layers, layer_index, names_under
+from .index import METHODS, declared_layers, layer_index, names_under
+from .network import backbones, networks
 from .wrappers import clean_name, unwrapped
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     'layer_index',
     'main_stages',
     'names_under',
+    'networks',
     'rollback_groups',
     'unwrapped',
 ]

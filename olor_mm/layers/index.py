@@ -1,28 +1,26 @@
 """The layer index (i, n) of every parameter: i = 0 nearest the input, i = n after the backbone."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 
 from torch import nn
 
 from ..names import nearest
 from .blocks import find_blocks
+from .network import Network, networks
 from .order import names_in_order
 from .wrappers import clean_name
 
 Layers = dict[str, tuple[int, int]]  # name of a parameter to its (i, n)
 METHODS = ('block', 'tensor')
-# what models of OpenMMLab call the parts that are pre-trained by themselves, those of images and those of text
-BACKBONES = re.compile(r'backbone|visual|(image|vision|visual|text|language|lang)_(backbone|encoder|model|tower)')
 
 
 def layer_index(model: nn.Module, method: str = 'block', overrides: Mapping[str, int] | None = None) -> Layers:
     """Give every parameter of a model its layer i of n.
 
-    A backbone is any outermost sub-module called ``backbone``, or as multi-modal models call theirs (``image_encoder``,
-    ``text_backbone``, ``language_model``, ...); a model without one is a backbone as a whole. Everything outside of a
-    backbone (neck, encoder and decoder of a DETR, heads) has i = n.
+    Each of the :func:`networks` of a model is indexed from its own input: its backbone, both of two streams, student
+    and teacher, a second backbone in a neck. A model that has none is one as a whole. Everything outside of them (neck,
+    encoder and decoder of a DETR, heads) has i = n.
 
     Args:
         model (nn.Module): A model of OpenMMLab, timm, torchvision or one's own.
@@ -43,8 +41,8 @@ def layer_index(model: nn.Module, method: str = 'block', overrides: Mapping[str,
         known = ', '.join(map(repr, METHODS))
         raise ValueError(f'layer_index={method!r} is unknown; take one of {known}, or a dict from prefixes to layers')
     index: Layers = {}
-    for prefix, backbone in backbones(model):
-        index.update(_index_backbone(backbone, prefix, method))
+    for network in networks(model):
+        index.update(_index_network(network, method))
     deepest = max((n for _, n in index.values()), default=0) or 1
     index = {name: index.get(name, (deepest, deepest)) for name, _ in model.named_parameters()}
     for prefix, layer in sorted((overrides or {}).items(), key=lambda item: len(item[0])):
@@ -57,20 +55,8 @@ def layer_index(model: nn.Module, method: str = 'block', overrides: Mapping[str,
     return index
 
 
-def backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Prefix (``'backbone.'``) and module of every backbone; ``''`` and the module itself if it has none."""
-    found: list[str] = []
-    for name, child in module.named_modules():
-        parent, _, own_name = name.rpartition('.')
-        is_stem = 'embed' in parent  # a hybrid's may be a ResNet
-        if BACKBONES.fullmatch(own_name) and not is_stem and not name.startswith(tuple(found)):
-            found.append(f'{name}.')
-            yield f'{name}.', child
-    if not found:
-        yield '', module
-
-
-def _index_backbone(backbone: nn.Module, prefix: str, method: str) -> Layers:
+def _index_network(network: Network, method: str) -> Layers:
+    prefix, backbone, is_declared = network
     names = [name for name, _ in backbone.named_parameters()]
     if method == 'tensor':
         return {prefix + name: (i, len(names) - 1) for i, name in enumerate(names)}
@@ -82,7 +68,7 @@ def _index_backbone(backbone: nn.Module, prefix: str, method: str) -> Layers:
     found = set(find_blocks(root))
     blocks = [f'{name}.' for name, module in backbone.named_modules() if module in found]
     block_of = {name: next((block for block in blocks if name.startswith(block)), None) for name in ordered}
-    depths = _own_depths(backbone, prefix, block_of) or _block_depths(backbone, block_of, trailing_is_head=not prefix)
+    depths = _own_depths(backbone, prefix, block_of) or _block_depths(backbone, block_of, not is_declared)
     return {prefix + name: depths[name] for name in names}
 
 
@@ -119,7 +105,7 @@ def declared_layers(model: nn.Module) -> Layers:
     """
     return {
         prefix + name: layer
-        for prefix, backbone in backbones(model)
+        for prefix, backbone, _ in networks(model)
         for name, layer in _declared_depths(backbone, prefix).items()
     }
 

@@ -1,5 +1,6 @@
 """Measures of drift and retention, against arithmetic in plain Python and models of the libraries."""
 
+import copy
 import math
 import sys
 from itertools import pairwise
@@ -14,6 +15,7 @@ from torch import nn
 from olor_mm.measure import (
     layer_drift,
     linear_cka,
+    match_and_ties,
     match_by_value,
     prediction_agreement,
     prediction_divergence,
@@ -104,6 +106,29 @@ def test_tensors_are_matched_by_value_and_ties_by_module_then_name_then_order():
     assert match_by_value(pretrained, model, prefix='body.')['backbone.1.0.bias'] == 'body.1.0.bias'
     assert match_by_value(pretrained, model)['head.weight'] == 'head.weight'
     assert match_by_value(pretrained, nn.Linear(4, 2)) == {}
+
+
+def test_a_trained_network_goes_before_a_frozen_one_and_a_whole_one_before_a_part():
+    def copies(**given) -> nn.ModuleDict:
+        return nn.ModuleDict({name: copy.deepcopy(net) for name, net in given.items()})
+
+    torch.manual_seed(0)
+    net = block(3, 4, 4, 4)
+    expected = {'first': 'first.', 'second': 'second.'}
+    model = copies(first=net, second=net)
+    assert match_and_ties(net, model, '', (), [*model.parameters()]).ties == {'first.': ['second.']}
+    for frozen, taken in dict(first='second', second='first').items():
+        model = copies(first=net, second=net)
+        model[frozen].requires_grad_(False)
+        names, ties = match_and_ties(net, model, '', (), [p for p in model.parameters() if p.requires_grad])
+        assert names == {name: f'{taken}.{name}' for name in net.state_dict()}
+        assert ties == {expected[taken]: [expected[frozen]]}
+        assert match_by_value(net, model) == names
+    model = copies(first=net[:1], second=net)
+    assert match_by_value(net, model) == {name: f'second.{name}' for name in net.state_dict()}
+    assert match_by_value(net, copies(first=net, second=net), prefix='second.') == match_by_value(net, model)
+    model = copies(first=net, other=block(3, 4, 4, 4))
+    assert match_and_ties(net, model, '', (), [*model.parameters()]).ties == {}
 
 
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])

@@ -2,10 +2,11 @@
 
 python tools/analysis_tools/stock_configs.py                      # all of them, on two processes: about an hour
 python tools/analysis_tools/stock_configs.py --match convnext --work-dir /tmp/coverage --out /tmp/coverage
+python tools/analysis_tools/stock_configs.py --networks --out /tmp/coverage     # only models with several
 
 For every distinct model: build it and its optimizer, with the stock constructor and with ours; take two steps with
-random gradients and compare the first with the formula; compare the layer index with a forward pass. Finished rows are
-kept in the work directory and not computed again.
+random gradients and compare the first with the formula; compare the layer index with a forward pass; list what each
+network got where there are several. Finished rows are kept in the work directory and not computed again.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from torch import nn
 import olor_mm  # noqa: F401  registers the constructor
 from execution import execution_order, order_violations
 from olor_mm.cli.parser import Parser
-from olor_mm.layers import backbones, layer_index
+from olor_mm.layers import backbones, layer_index, networks
 from olor_mm.optim import layer_penalty
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -55,7 +56,7 @@ README_WRAPPER = dict(
     optimizer=dict(type='AdamWOLOR', lr=LR, weight_decay=DECAY),
 )
 PARAMWISE = dict(norm_decay_mult=0.0, rollback=dict(max_level=LEVEL, min_level=0.0, power=1.0))
-MOST_GRADIENTS = 30_000_000  # parameters that take a step; of larger models, the first ones of each group
+MOST_GRADIENTS = 30_000_000  # parameters that take a step; of larger models, the first and the small ones
 SECONDS = 600  # for one model
 SIZES = (224, 256, 64, 512, 32)  # of images, where a backbone does not say what it takes
 
@@ -106,15 +107,16 @@ def uninitialised() -> Iterator[None]:
             setattr(nn.init, name, filler)
 
 
-def examine(task: tuple[str, str, str]) -> dict:
-    """One row of the table for a config."""
-    path, key, library = task
+def examine(task: tuple[str, str, str, bool]) -> dict:
+    """One row of the table for a config; of the networks alone if the last of the task says so."""
+    path, key, library, networks_alone = task
     row = dict.fromkeys(COLUMNS, '')
     row.update(key=key, library=library, config=path.split('/configs/')[-1])
     signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(SECONDS)
     try:
-        _examine(path, row)
+        os.chdir(path.split('/configs/')[0])  # some name the config of a teacher as it is from there
+        _examine(path, row, networks_alone)
     except Exception as error:
         row['result'] = f'FAILED: {shortened(error)}'
     finally:
@@ -126,7 +128,7 @@ def out_of_time(*_) -> None:
     raise TimeoutError(f'not done after {SECONDS} seconds')
 
 
-def _examine(path: str, row: dict) -> None:
+def _examine(path: str, row: dict, networks_alone: bool) -> None:
     cfg = Config.fromfile(path)
     init_default_scope(cfg.get('default_scope') or row['library'])
     row['model'] = name_of(cfg.model.get('type'))
@@ -144,12 +146,30 @@ def _examine(path: str, row: dict) -> None:
         return
     parts = dict(backbones(model))
     row['backbone'] = ' + '.join(dict.fromkeys(type(part).__name__ for part in parts.values()))
-    check_own_optimizer(model, cfg.get('optim_wrapper'))
     index = layer_index(model)
+    row['networks'] = [*networks_of(model, index)]
+    if networks_alone:
+        row['result'] = 'ok'
+        return
+    check_own_optimizer(model, cfg.get('optim_wrapper'))
     row['layers'] = max(n for _, n in index.values()) + 1
-    row['groups'] = check_steps(model, index, [prefix.rstrip('.') for prefix in parts if prefix])
+    row['groups'] = check_steps(model, index)
     row['order'] = '; '.join(dict.fromkeys(check_order(part, index, prefix) for prefix, part in parts.items()))
     row['result'] = 'ok' if 'VIOLATED' not in row['order'] else 'FAILED: order of execution'
+
+
+def networks_of(model: nn.Module, index: dict[str, tuple[int, int]]) -> Iterator[tuple]:
+    """Prefix, class, tensors, layers, level of the first and of the last layer of each network in a model.
+
+    Those that are kept apart from it, so that no optimizer sees them, have no layers.
+    """
+    for prefix, part, _ in networks(model):
+        layers = sorted(layer for name, layer in index.items() if name.startswith(prefix))
+        levels = [f'{layer_penalty(*layers[at], LEVEL, 0.0, 1.0):.4f}' for at in (0, -1)] if layers else ['', '']
+        yield prefix, type(part).__name__, len(layers), len(set(layers)), *levels
+    for name, part in vars(model).items():
+        if isinstance(part, nn.Module):
+            yield f'({name})', type(part).__name__, 0, 0, '', ''
 
 
 def name_of(kind) -> str:
@@ -202,38 +222,39 @@ def check_own_optimizer(model: nn.Module, wrapper: dict | None) -> None:
         raise RuntimeError(f'the stock constructor takes optim_wrapper, ours does not: {shortened(error)}') from error
 
 
-def check_steps(model: nn.Module, index: dict[str, tuple[int, int]], prefixes: list[str]) -> int:
+def check_steps(model: nn.Module, index: dict[str, tuple[int, int]]) -> int:
     """Two steps of AdamWOLOR as the README has it; the number of groups.
 
     Raises:
         RuntimeError: If the first step is not AdamW's and a lerp, the second not finite, an anchor is missing or too
             many, or groups are not merged.
     """
-    paramwise = copy.deepcopy(PARAMWISE)
-    paramwise['rollback']['pretrained'] = prefixes or 'all'
-    optimizer = build_optim_wrapper(model, dict(README_WRAPPER, paramwise_cfg=paramwise)).optimizer
-    layers = max(n for _, n in index.values()) + 1
-    if len(optimizer.param_groups) > 2 * layers + 4:
-        raise RuntimeError(f'{len(optimizer.param_groups)} groups for {layers} layers')
+    names = {p: name for name, p in model.named_parameters()}
     noise = torch.rand(1_000_003, generator=torch.Generator().manual_seed(0)) * 2 - 1
     budget = MOST_GRADIENTS
     starts: dict[nn.Parameter, torch.Tensor] = {}
     with torch.no_grad():
-        for group in optimizer.param_groups:
-            for p in group['params']:
-                if not p.requires_grad or (p.numel() > budget and starts):
-                    continue
-                budget -= p.numel()
-                p.copy_(0.1 * tiled(noise, p))
-                p.grad = tiled(noise.flip(0), p).clone()
-                starts[p] = p.flatten()[:1000].double().clone()
+        for p in names:
+            if not p.requires_grad or (p.numel() > budget and starts):
+                continue
+            budget -= p.numel()
+            p.copy_(0.1 * tiled(noise, p))
+            p.grad = tiled(noise.flip(0), p).clone()
+            starts[p] = p.flatten()[:1000].double().clone()
+    is_frozen = all(index[name][0] == index[name][1] for p, name in names.items() if p.requires_grad)
+    top = 0.0 if is_frozen else LEVEL  # linear probing
+    paramwise = copy.deepcopy(PARAMWISE)
+    paramwise['rollback'].update(pretrained='all', max_level=top)
+    optimizer = build_optim_wrapper(model, dict(README_WRAPPER, paramwise_cfg=paramwise)).optimizer
+    layers = max(n for _, n in index.values()) + 1
+    if len(optimizer.param_groups) > 2 * layers + 4:
+        raise RuntimeError(f'{len(optimizer.param_groups)} groups for {layers} layers')
     optimizer.step()
-    names = {p: name for name, p in model.named_parameters()}
     decay = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     rolled_back = set()
     for p, start in starts.items():
         i, n = index[names[p]]
-        level = layer_penalty(i, n, LEVEL, 0.0, 1.0)
+        level = layer_penalty(i, n, top, 0.0, 1.0)
         if level > 0:
             rolled_back.add(p)
         gradient = p.grad.flatten()[:1000].double()
@@ -353,6 +374,7 @@ def write(rows: list[dict], counts: Counter, unread: Counter, out: Path, command
         ('models', 'backbone', 'reason'),
         [(n, *key) for key, n in Counter((r['backbone'], r['order'].split(': ', 1)[-1]) for r in unordered).items()],
     )
+    lines += several_networks(ok, counts)
     families: dict[tuple, list[dict]] = {}
     for row in ok:
         families.setdefault((row['library'], row['model'], row['backbone']), []).append(row)
@@ -365,6 +387,31 @@ def write(rows: list[dict], counts: Counter, unread: Counter, out: Path, command
         ],
     )
     (out / 'coverage.md').write_text('\n'.join(lines))
+
+
+def several_networks(rows: list[dict], counts: Counter) -> list[str]:
+    """Lines of the section with every kind of model that has more than one network."""
+    kinds: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if len(row.get('networks', ())) > 1:
+            kinds.setdefault((row['library'], row['model'], repr(row['networks'])), []).append(row)
+    cells = []
+    for (library, model, _), members in kinds.items():
+        start = library, model, sum(counts[row['key']] for row in members), members[0]['config']
+        for network in members[0]['networks']:
+            cells.append((*start, *network))
+            start = '', '', '', ''
+    lines = table(
+        '## Models with several networks',
+        ('library', 'model', 'configs', 'e.g.', 'network', 'class', 'tensors', 'layers', 'first level', 'last level'),
+        cells,
+    )
+    text = (
+        f'Each is indexed from its own input, here with `max_level={LEVEL}` and `min_level=0`. In brackets: a module '
+        'that the model keeps apart from its parameters, so that no optimizer sees it. What cannot be built here is '
+        'missing.'
+    )
+    return [*lines[:2], text, '', *lines[2:]] if lines else []
 
 
 def grouped(rows: list[dict], counts: Counter) -> list[tuple]:
@@ -393,6 +440,7 @@ def main() -> None:
     parser.add_argument('--match', default='', help='only configs whose path has this in it')
     parser.add_argument('--work-dir', default='work_dirs/coverage', help='where rows are kept that are done')
     parser.add_argument('--out', default='docs/en', help='folder for coverage.md and coverage.csv')
+    parser.add_argument('--networks', action='store_true', help='only write networks.md, which lists them')
     parser.add_argument('--processes', type=int, default=2)
     args = parser.parse_args()
     if args.processes < 1:
@@ -419,8 +467,8 @@ def main() -> None:
         else:
             counts[key] += 1
             first.setdefault(key, path)
-    done = work_dir / 'rows.jsonl'
-    tasks = [(path, key, paths[path]) for key, path in first.items()]
+    done = work_dir / ('networks.jsonl' if args.networks else 'rows.jsonl')
+    tasks = [(path, key, paths[path], args.networks) for key, path in first.items()]
     known = {row['key'] for row in results(done)}
     todo = [task for task in tasks if task[1] not in known]
     # a fresh process now and then: some libraries keep what they have built
@@ -429,6 +477,9 @@ def main() -> None:
             file.write(json.dumps(row) + '\n')
             file.flush()
     rows = [row for row in {row['key']: row for row in results(done)}.values() if row['key'] in first]
+    if args.networks:
+        Path(args.out, 'networks.md').write_text('\n'.join(several_networks(rows, counts)))
+        return
     write(rows, counts, unread, Path(args.out), f'python tools/analysis_tools/{Path(__file__).name}')
     failed = [row for row in rows if row['result'].startswith('FAILED')]
     print(f'{len(rows)} distinct models, {len(failed)} failures; see {args.out}/coverage.md')

@@ -1,5 +1,6 @@
 """How far each layer has moved from its pre-trained weights, logged during training."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...optim.anchors import fetched, make_anchor
 from ...pretrained import LoadRecord
 from ..fsdp import whole_parameters
 from ..selection import PretrainedSelection, repeat_loading, was_initialised
+from .training import TrainedParameters
 
 KEY = 'olor_drift'  # in checkpoints
 
@@ -23,9 +25,10 @@ class DriftHook(Hook):
     """Logs the relative drift ||theta - theta_0|| / ||theta_0|| of every layer, with any optimizer.
 
     It goes to the visualizer of the run (``scalars.json``, TensorBoard, W&B) as ``drift/layer_00``, ... and
-    ``drift/all``, over all pre-trained parameters of the layer together. theta is what the optimizer trains, not its
-    average in ``EMAHook``. theta_0 is the anchor (rounded if ``anchor_dtype='bfloat16'``). Where there is none, it is a
-    copy that the hook makes before the first step, keeps in host memory and saves in checkpoints, so that a resumed run
+    ``drift/all``, over all pre-trained parameters of the layer together that have been trained: a frozen teacher, the
+    moving average of a student and a layer that is still frozen do not count, and of a model in ``EMAHook`` it is not
+    the average. theta_0 is the anchor (rounded if ``anchor_dtype='bfloat16'``). Where there is none, it is a copy that
+    the hook makes before a parameter's first step, keeps in host memory and saves in checkpoints, so that a resumed run
     measures against the same values. Under FSDP only parameters with an anchor are measured.
 
     Args:
@@ -50,7 +53,10 @@ class DriftHook(Hook):
         self.interval = interval
         self.pretrained: Any = pretrained
         self._resumed: dict | None = None
-        self._layers: Any = None  # parameter to layer, from the first iteration on
+        self._layers: Any = None  # pre-trained parameter to layer, from the first iteration on
+        self._own: dict[nn.Parameter, Tensor] = {}
+        self._norms: tuple[int, Tensor] | None = None  # of so many trained parameters
+        self._is_told = False
 
     def before_run(self, runner) -> None:
         if not isinstance(runner.optim_wrapper, OptimWrapper):  # the run only tests
@@ -60,6 +66,7 @@ class DriftHook(Hook):
         self._inner: Any = getattr(self._optimizer, 'optim', self._optimizer)  # ZeRO wraps one
         selection = getattr(self._inner, 'select_pretrained', None)
         self._selection = selection if isinstance(selection, PretrainedSelection) else None
+        self._trained = TrainedParameters(runner.optim_wrapper, self._before_first_step)
         with whole_parameters(runner.model) as is_sharded:
             index = layer_index(model)
             self._index = {p: index[name][0] for name, p in model.named_parameters()}
@@ -83,26 +90,25 @@ class DriftHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self._layers is not None:
-            names = [self._names[p] for p in self._layers]
-            checkpoint[KEY] = dict(names=names, values={self._names[p]: value for p, value in self._own.items()})
+            trained = [self._names[p] for p in self._layers if p in self._trained.found]
+            values = {self._names[p]: value for p, value in self._own.items()}
+            checkpoint[KEY] = dict(names=[self._names[p] for p in self._layers], trained=trained, values=values)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         if self._layers is not None:
             return
-        # by now, weights are loaded, and stages that freeze in train mode are frozen
-        found, self._own = self._from_checkpoint() if runner.iter else self._from_model()
+        found = self._from_checkpoint() if runner.iter else self._from_model()  # by now, weights are loaded
         if self._selection is None:
             self._record.close()
         if not found:
             fault = f'nothing is pre-trained (pretrained={self.pretrained!r})'
             raise ValueError(f"DriftHook: {fault}; set load_from or init_cfg, or name it: pretrained=['backbone']")
         self._layers = {p: self._index[p] for p in found}
-        self._norms: list[float] | None = None
         share = f'{len(found)} of {len(self._names)} parameter tensors are pre-trained'
-        print_log(f'DriftHook: {share}; it keeps copies of {len(self._own)} without an anchor', logger='current')
+        print_log(f'DriftHook: {share}; it measures those of them that are trained', logger='current')
 
-    def _from_model(self) -> tuple[list[nn.Parameter], dict[nn.Parameter, Tensor]]:
-        """Pre-trained parameters, and copies of those that get no anchor."""
+    def _from_model(self) -> list[nn.Parameter]:
+        """The pre-trained parameters."""
         params = list(self._names)
         if self.pretrained == 'auto':
             params = self._record.unchanged(params)
@@ -110,19 +116,26 @@ class DriftHook(Hook):
             names = self._names.values()
             under = {n for prefix in self.pretrained for n in names_under(prefix, names, 'DriftHook.pretrained')}
             params = [p for p in params if self._names[p] in under]
-        anchored = set()
-        if hasattr(self._inner, 'undecided'):
-            undecided = self._optimizer.undecided()
-            chosen = undecided if self._selection is None else self._selection.among(undecided)
-            anchored = {p for p in chosen if p.requires_grad}
-        if self._is_sharded:  # copies of shards cannot be saved
-            return [p for p in params if p in anchored], {}
-        if get_rank() and not self._is_spread:
-            return params, {}
-        in_host_memory = dict(anchor_dtype=None, anchor_device='cpu')
-        return params, {p: make_anchor(p, in_host_memory) for p in params if p not in anchored}
+        return params
 
-    def _from_checkpoint(self) -> tuple[list[nn.Parameter], dict[nn.Parameter, Tensor]]:
+    def _before_first_step(self, params: set[nn.Parameter]) -> None:
+        """Of the parameters that are trained from now on, copy the pre-trained ones that get no anchor."""
+        new = params.intersection(self._layers or ()).difference(self._anchored(), self._own)
+        if self._is_sharded:  # copies of shards cannot be saved
+            self._layers = {p: layer for p, layer in self._layers.items() if p not in new}
+        elif get_rank() == 0 or self._is_spread:
+            in_host_memory = dict(anchor_dtype=None, anchor_device='cpu')
+            self._own.update({p: make_anchor(p, in_host_memory) for p in self._layers or () if p in new})
+
+    def _anchored(self) -> set[nn.Parameter]:
+        """Parameters that have an anchor after the coming step."""
+        kept = {p for p, state in getattr(self._inner, 'state', {}).items() if 'anchor' in state}
+        if not hasattr(self._inner, 'undecided'):
+            return kept
+        undecided = self._optimizer.undecided()
+        return kept.union(undecided if self._selection is None else self._selection.among(undecided))
+
+    def _from_checkpoint(self) -> list[nn.Parameter]:
         """As ``_from_model``, out of the checkpoint that was resumed."""
         kept = self._resumed or dict(names=[self._names[p] for p in self._anchors() if p in self._names], values={})
         if not kept['names']:
@@ -132,7 +145,9 @@ class DriftHook(Hook):
         for name in kept['names']:
             if name not in params or (name in values and values[name].shape != params[name].shape):
                 raise ValueError(f'DriftHook: the resumed checkpoint is of another model: {name} differs or is missing')
-        return [params[name] for name in kept['names']], {params[name]: value for name, value in values.items()}
+        self._own = {params[name]: value for name, value in values.items()}
+        self._trained.found.update(params[name] for name in kept.get('trained', kept['names']))
+        return [params[name] for name in kept['names']]
 
     def _anchors(self) -> dict[nn.Parameter, Tensor]:
         """The anchors that this process has."""
@@ -144,12 +159,22 @@ class DriftHook(Hook):
         is_due = self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters
         if not is_due or (get_rank() and not self._is_spread):  # the first process has everything
             return
+        count = len(self._trained.found)
+        if self._norms is None or self._norms[0] != count:  # unfreezing adds to them
+            self._norms = count, self._squares((layer, starts) for layer, _, starts in self._pairs())
         moved = self._squares((layer, torch._foreach_sub(params, starts)) for layer, params, starts in self._pairs())
-        if self._norms is None:
-            self._norms = self._squares((layer, starts) for layer, _, starts in self._pairs())
-        drift = [(square / norm) ** 0.5 if norm else 0.0 for square, norm in zip(moved, self._norms)]
-        scalars = {f'drift/layer_{i:02d}': drift[i] for i in sorted({*self._layers.values()})}
-        runner.visualizer.add_scalars({**scalars, 'drift/all': drift[-1]}, step=runner.iter + 1)
+        squares = torch.stack([moved, self._norms[1]])
+        if self._is_spread:
+            all_reduce(squares)
+        found = {i: (square, norm) for i, (square, norm) in enumerate(squares.T.tolist()) if norm}
+        scalars = {f'drift/layer_{i:02d}': (square / norm) ** 0.5 for i, (square, norm) in found.items()}
+        if found:
+            square, norm = map(sum, zip(*found.values()))
+            runner.visualizer.add_scalars({**scalars, 'drift/all': (square / norm) ** 0.5}, step=runner.iter + 1)
+        elif count and not self._is_told:
+            self._is_told = True
+            fault = f'none of the {len(self._layers)} pre-trained parameter tensors is trained, so there is no drift'
+            print_log(f'DriftHook: {fault}', logger='current', level=logging.WARNING)
 
     def _pairs(self) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]:
         """Layer, parameters and their pre-trained values, for the share of this process."""
@@ -160,19 +185,16 @@ class DriftHook(Hook):
         )
         batches: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         for p, layer in self._layers.items():
-            if p in here or (p not in anywhere and get_rank() == 0):
+            if p in self._trained.found and (p in here or (p not in anywhere and get_rank() == 0)):
                 params, starts = batches.setdefault(layer, ([], []))
                 params.append(p)
-                starts.append(anchors.get(p, self._own.get(p, p)))  # itself until the first step captures anchors
+                starts.append(anchors.get(p, self._own.get(p, p)))  # itself if an inf has skipped the first step
         yield from fetched([(layer, *batch) for layer, batch in batches.items()])
 
-    def _squares(self, batches: Iterable[tuple[int, list[Tensor]]]) -> list[float]:
-        """The squared norm of each layer over all processes, and their sum; waits for the device once."""
-        sums = torch.zeros(max(self._layers.values()) + 1, device=next(iter(self._layers)).device)
+    def _squares(self, batches: Iterable[tuple[int, list[Tensor]]]) -> Tensor:
+        """The squared norm of each layer, shape (layers,), for the share of this process."""
+        sums = torch.zeros(max(self._index.values()) + 1, device=next(iter(self._index)).device)
         for layer, tensors in batches:
             norms = torch._foreach_norm([t.float() for t in tensors])  # half precision would overflow
             sums[layer] += torch.stack([norm.to(sums.device) for norm in norms]).square().sum()
-        if self._is_spread:
-            all_reduce(sums)
-        squares = sums.tolist()
-        return [*squares, sum(squares)]
+        return sums

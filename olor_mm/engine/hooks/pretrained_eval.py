@@ -14,14 +14,16 @@ from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor, nn
 
 from ...layers import backbones, main_stages, unwrapped
-from ...measure import linear_cka, match_by_value, prediction_agreement, prediction_divergence
+from ...measure import linear_cka, match_and_ties, prediction_agreement, prediction_divergence
 from ...pretrained import LoadRecord
 from .randomness import same_randomness
+from .training import TrainedParameters
 
 KEY, KEY_OF_0_1 = 'olor_pretrained', 'olor_upstream'  # in checkpoints
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -38,7 +40,9 @@ class PretrainedEvalHook(Hook):
     """Puts the current weights into the pre-trained model at every validation and measures what that still does.
 
     The hook builds the pre-trained model once and keeps it in memory. When training starts, it finds by value which of
-    its tensors is which in the training model, whatever their names. The rest, such as its head, keeps its values.
+    its tensors is which in the training model, whatever their names. The rest, such as its head, keeps its values. If
+    several networks have the same weights, the one that is trained is measured, and no frozen or averaged copy of it;
+    the log says which.
 
     With ``images``, for a classifier: ``pretrained/agreement``, % of the images with the same top-1 class as from the
     untouched model; ``pretrained/kl``, mean KL(original || current) in nats; ``pretrained/cka_stage0``, ..., linear CKA
@@ -55,7 +59,7 @@ class PretrainedEvalHook(Hook):
         batch_size (int): Of ``images``. Defaults to 32.
         dataloader (dict or str, optional): Labelled data of the old task; 'val' or 'test': its config's, evaluator too.
         evaluator (dict or list[dict], optional): As ``test_evaluator``.
-        prefix (str): Where the training model has the pre-trained one, e.g. 'backbone.'. Defaults to anywhere.
+        prefix (str): Where the training model has the pre-trained one, e.g. 'student.'. Defaults to anywhere.
         keep (list[str]): Parts of the pre-trained model that keep their values even if the training model has them,
             such as a head of as many classes. Defaults to ``['head', 'decode_head', 'auxiliary_head']``.
 
@@ -101,6 +105,7 @@ class PretrainedEvalHook(Hook):
         self.images, self.pipeline, self.batch_size = images, pipeline, batch_size
         self.dataloader, self.evaluator = dataloader, evaluator
         self._names: dict[str, str] | None = None  # in the pre-trained model to in the training model
+        self._is_settled = False
 
     def before_run(self, runner) -> None:
         for hook in runner.hooks:
@@ -128,7 +133,7 @@ class PretrainedEvalHook(Hook):
         self._statistics = {name: value.clone() for name, value in self._model.named_buffers()}
         if self.images is not None and get_rank() == 0:
             self._batches = self._load_images(cfg)
-            self._stages = main_stages(dict(backbones(self._model)).popitem()[1])
+            self._stages = [stage for _, part in backbones(self._model) for stage in main_stages(part)]
             self._original = self._predict()
         if self.dataloader is not None:
             loader, evaluator = self.dataloader, self.evaluator
@@ -158,12 +163,15 @@ class PretrainedEvalHook(Hook):
 
     def before_train(self, runner) -> None:  # weights are loaded by now
         if runner.iter == 0:
-            self._match(unwrapped(runner.model))
+            model = unwrapped(runner.model)
+            self._match(model, {p for p in model.parameters() if p.requires_grad})
+            if self._ties and not isinstance(runner.optim_wrapper, OptimWrapperDict):  # its first step tells all
+                TrainedParameters(runner.optim_wrapper, lambda new: self._settle_ties(model, new))
         if self._names is None:
             raise ValueError('PretrainedEvalHook: the resumed checkpoint was saved without it; drop it or start anew')
 
-    def _match(self, model: nn.Module) -> None:
-        self._names = match_by_value(self._model, model, self.prefix, self.keep)
+    def _match(self, model: nn.Module, trained: set[nn.Parameter]) -> None:
+        self._names, self._ties = match_and_ties(self._model, model, self.prefix, self.keep, trained)
         total = [name for name, _ in self._model.named_parameters()]
         missing = [name for name in total if name not in self._names]
         share = f'{len(total) - len(missing)} of the {len(total)} pre-trained parameter tensors'
@@ -171,6 +179,15 @@ class PretrainedEvalHook(Hook):
         if 2 * len(missing) > len(total):
             raise ValueError(f'{found} (prefix={self.prefix!r}); does it load checkpoint={self.checkpoint!r}?')
         print_log(f'{found}; the others keep their values: {", ".join(missing) or "none"}', logger='current')
+        for taken, others in self._ties.items():
+            same = f'{taken} is measured; {", ".join(others)} has the same weights'
+            print_log(f'PretrainedEvalHook: {same}. Set prefix={others[0]!r} to measure that one', logger='current')
+
+    def _settle_ties(self, model: nn.Module, trained: set[nn.Parameter]) -> None:
+        """Match again before the first step, when gradients show what is trained, and weights are what they were."""
+        if not self._is_settled:
+            self._is_settled = True
+            self._match(model, trained)
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         if self._names is None:

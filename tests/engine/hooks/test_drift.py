@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import load
+from copies import WAYS, Average, beside_a_copy
 from digits import StopAfter, pretrained_state, train
 from hook_runs import SHARDED, STOCK, config, process_group, scalars
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
@@ -46,17 +49,14 @@ def stop_after_one_epoch(cfg) -> None:
         runner.train()
 
 
-@pytest.mark.parametrize(
-    'where', ['anchors', 'own', 'whole', *(pytest.param(where, marks=pytest.mark.slow) for where in ('file', 'frozen'))]
-)
+@pytest.mark.parametrize('where', ['anchors', 'own', 'whole', pytest.param('file', marks=pytest.mark.slow)])
 def test_drift_is_that_of_the_checkpoint_from_the_pretrained_file(data, tmp_path, where):
     weights = data / 'weights/mobilenet_v2_mmpretrain.pth'
     cfg = config(tmp_path, data, dict(type='DriftHook', interval=2), optim_wrapper=STOCK if where == 'own' else None)
     if where == 'file':
         cfg.optim_wrapper.optimizer.anchor_file = str(weights)
-    if where == 'frozen':
-        cfg.model.backbone.frozen_stages = 2
     if where == 'whole':  # the head is pre-trained too, and has no anchor
+        cfg.optim_wrapper.paramwise_cfg.rollback.min_level = 0.0
         cfg.load_from, cfg.model.head.num_classes = str(weights), 1000
     runner, checkpoint = train(cfg)
     rows = drifts(tmp_path)
@@ -66,11 +66,49 @@ def test_drift_is_that_of_the_checkpoint_from_the_pretrained_file(data, tmp_path
     backbone = {name for name, _ in runner.model.named_parameters() if name.startswith('backbone.')}
     if where in ('own', 'whole'):
         assert set(kept) == (backbone if where == 'own' else {'head.fc.weight', 'head.fc.bias'})
-    if where == 'frozen':
-        assert set(kept) == {n for n, p in runner.model.named_parameters() if not p.requires_grad}
-        assert rows[3]['drift/layer_00'] == 0 < rows[3]['drift/layer_17']
     if where in ('anchors', 'file'):
         assert not kept
+
+
+@pytest.mark.parametrize('way, optim_wrapper', zip(WAYS, [STOCK, None, STOCK, None, STOCK]), ids=WAYS)
+def test_a_copy_that_is_not_trained_is_never_measured(data, tmp_path, way, optim_wrapper):
+    cfg = beside_a_copy(config(tmp_path, data, dict(type='DriftHook', interval=1), optim_wrapper=optim_wrapper), way)
+    runner = Runner.from_cfg(cfg)
+    if way == 'average':
+        runner.register_hook(Average())
+    runner.train()
+    source = {f'student.{name.removeprefix("backbone.")}': value for name, value in pretrained_state(data).items()}
+    expected = expected_drift(runner.model.state_dict(), source, layer_index(runner.model))
+    found = {key: value for key, value in drifts(tmp_path)[3].items() if key.startswith('drift/')}
+    assert found == pytest.approx(expected, rel=1e-4) and expected['drift/layer_00'] > 0
+    kept = load(tmp_path / 'epoch_1.pth')['olor_drift']
+    assert not any(name.startswith('teacher.') for name in [*kept['values'], *kept['trained']])
+
+
+class Unfreeze(Hook):
+    """Trains the first layers from the third iteration on."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        runner.model.backbone.conv1.requires_grad_(runner.iter >= 2)
+
+
+@pytest.mark.parametrize('optim_wrapper', [STOCK, None], ids=['stock', 'olor'])
+def test_a_layer_counts_from_the_iteration_in_which_it_is_trained(data, tmp_path, optim_wrapper):
+    runner = Runner.from_cfg(config(tmp_path, data, dict(type='DriftHook', interval=1), optim_wrapper=optim_wrapper))
+    runner.register_hook(Unfreeze(), priority='HIGH')
+    runner.train()
+    rows = drifts(tmp_path)
+    assert 'drift/layer_00' not in rows[1].keys() | rows[2].keys() and rows[2]['drift/layer_01'] > 0
+    assert_drift(rows[3], runner, load(tmp_path / 'epoch_1.pth'), pretrained_state(data))
+
+
+def test_where_nothing_pretrained_is_trained_there_is_no_drift(data, tmp_path):
+    hooks = [dict(type='DriftHook', interval=1), dict(type='FreezeBackboneHook')]
+    cfg = config(tmp_path, data, *hooks, optim_wrapper=STOCK, iterations=1, log_level='WARNING')
+    train(cfg)
+    assert not drifts(tmp_path)
+    [log] = tmp_path.rglob('*.log')
+    assert 'none of the 156 pre-trained parameter tensors is trained' in log.read_text()
 
 
 def test_drift_from_rounded_anchors_is_within_their_rounding(data, tmp_path):

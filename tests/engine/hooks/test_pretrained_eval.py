@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from copies import WAYS, Average, beside_a_copy
 from digits import StopAfter, pretrained_state, train
 from hook_runs import SHARDED, STOCK, config, process_group, scalars, with_validation
 from mmengine.hooks import Hook
@@ -140,6 +141,34 @@ def test_what_is_measured_is_the_average_that_is_validated_and_saved(data, photo
     _, divergence = agreement_and_divergence(pretrained_of(trained, source, False), source, photos)
     assert row['pretrained_restored/kl'] != pytest.approx(divergence, rel=1e-2)
     assert list(tmp_path.glob('best_pretrained_agreement*.pth'))
+
+
+SLOW_WAYS = ('train()', 'lr_mult')
+
+
+@pytest.mark.parametrize('way', [pytest.param(w, marks=pytest.mark.slow) if w in SLOW_WAYS else w for w in WAYS])
+def test_a_copy_that_is_not_trained_is_never_measured(data, photos, tmp_path, way):
+    cfg = beside_a_copy(with_validation(config(tmp_path, data, hook_cfg(data, photos), optim_wrapper=STOCK)), way)
+    runner = Runner.from_cfg(cfg)
+    if way == 'average':
+        runner.register_hook(Average())
+    runner.train()
+    student = {f'backbone.{name}': value for name, value in runner.model.student.state_dict().items()}
+    source = pretrained_state(data)
+    [row] = validations(tmp_path)
+    for kind, statistics in KINDS.items():
+        _, divergence = agreement_and_divergence(pretrained_of(student, source, statistics), source, photos)
+        assert row[f'{kind}/kl'] == pytest.approx(divergence, rel=1e-3) and divergence > 0
+
+
+def test_of_two_that_are_trained_the_log_says_which_is_measured(data, photos, tmp_path):
+    cfg = with_validation(config(tmp_path, data, hook_cfg(data, photos), optim_wrapper=STOCK, log_level='INFO'))
+    cfg = beside_a_copy(cfg, 'lr_mult')
+    cfg.optim_wrapper.pop('paramwise_cfg')
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    [log] = tmp_path.rglob('*.log')
+    assert "teacher. is measured; student. has the same weights. Set prefix='student.'" in log.read_text()
 
 
 def labelled(data) -> dict:
