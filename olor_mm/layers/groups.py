@@ -1,18 +1,19 @@
 """Parameter groups with layer-wise levels, for optimizers that are not built from a config."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..optim.penalty import layer_penalty
-from .index import layer_index
+from ..optim.penalty import SHARE_OF_HEADS, layer_penalty
+from .index import Layers, layer_index
+from .network import networks
 
 
 def rollback_groups(
     model: nn.Module,
-    pretrained: Collection[str] | None = None,
+    pretrained: Collection[str] | Mapping[str, Tensor] | None = None,
     max_level: float = 1e-2,
-    min_level: float = 0.0,
+    min_level: float | None = None,
     power: float = 1.0,
     options: Callable[[str, nn.Parameter], dict] | None = None,
 ) -> list[dict]:
@@ -20,10 +21,12 @@ def rollback_groups(
 
     Args:
         model (nn.Module): A model of torchvision, timm, HuggingFace or one's own.
-        pretrained (Collection[str], optional): Names of the tensors that were loaded, e.g. the ``state_dict`` that
-            was; others are new and have level 0. Defaults to all.
+        pretrained (Mapping[str, Tensor] or Collection[str], optional): The ``state_dict`` that was loaded, or the names
+            of the tensors that were; others, and those of another shape than in it, are new and have level 0. Defaults
+            to all.
         max_level (float): Level of the layer nearest the input, see :func:`olor_mm.optim.layer_penalty`.
-        min_level (float): Level of what comes after the backbone, where it is pre-trained.
+        min_level (float, optional): Level of what comes after the backbone, where it is pre-trained. Defaults to 0.3 of
+            ``max_level``, and to 0 if nothing is pre-trained there.
         power (float): How the level falls in between.
         options (Callable, optional): From name and parameter to further options of its group, e.g.
             ``lambda name, p: dict(weight_decay=0.0) if p.ndim < 2 else {}``. Defaults to none.
@@ -32,7 +35,7 @@ def rollback_groups(
         list[dict]: One group for all parameters with equal options; ``names`` are those of its ``params``.
 
     Raises:
-        ValueError: If a level is out of range or no parameter has a name of ``pretrained``.
+        ValueError: If a level is out of range, or no parameter has a name of ``pretrained`` and the shape it has there.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     >>> groups = rollback_groups(model, pretrained=['0.weight', '0.bias', '1.weight', '1.bias'], max_level=0.03)
@@ -40,11 +43,18 @@ def rollback_groups(
     [(['0.weight', '0.bias'], 0.03), (['1.weight', '1.bias'], 0.02), (['2.weight', '2.bias'], 0.0)]
     """
     index = layer_index(model)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
     names = [*index] if pretrained is None else [*pretrained]
-    known = index.keys() & set(names)
+    loaded = pretrained if isinstance(pretrained, Mapping) else {}
+    named = shapes.keys() & set(names)
+    known = {name for name in named if getattr(loaded.get(name), 'shape', shapes[name]) == shapes[name]}
     if not known:
-        like = next(iter(index))
-        raise ValueError(f'pretrained={names[:3]}: the model has no such parameter; its names are like {like!r}')
+        fault = (
+            'has them in other shapes' if named else f'has no such parameter; its names are like {next(iter(index))!r}'
+        )
+        raise ValueError(f'pretrained={names[:3]}: the model {fault}')
+    if min_level is None:
+        min_level = SHARE_OF_HEADS * max_level if known.intersection(after_backbones(model, index)) else 0.0
     return merge(
         dict(
             params=[p],
@@ -54,6 +64,12 @@ def rollback_groups(
         )
         for name, p in model.named_parameters()
     )
+
+
+def after_backbones(model: nn.Module, index: Layers) -> list[str]:
+    """Names of the parameters after every backbone: of necks and heads, and of the last layer where nothing is one."""
+    prefixes = tuple(network.prefix for network in networks(model) if network.is_declared)
+    return [name for name, (i, n) in index.items() if i == n and not name.startswith(prefixes)]
 
 
 def merge(groups: Iterable[dict]) -> list[dict]:

@@ -6,6 +6,7 @@ Models are small, and their loss is that of their weights alone, so that one ste
 import copy
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -556,7 +557,7 @@ def test_a_checkpoint_that_fits_little_of_the_backbone_is_warned_of(fit, tmp_pat
     cfg = dict(CLASSIFIER, backbone=dict(RESNET, **pretrained(saved(expected, tmp_path / 'backbone.pth'))))
     assert_same(fit(cfg, runner_class), under('', expected, 'backbone.'))
     [line] = [line for line in log if 'of the backbone count as new' in line]
-    assert '58 parameters of the 60' in line and 'backbone.bn1.weight' in line and "pretrained=['backbone']" in line
+    assert '58 parameters of the 60' in line and 'backbone.bn1.weight' in line and 'pretrained=' not in line
 
 
 def test_a_whole_backbone_raises_no_warning(fit, tmp_path, log):
@@ -565,15 +566,24 @@ def test_a_whole_backbone_raises_no_warning(fit, tmp_path, log):
     assert not any('count as' in line for line in log)
 
 
-@pytest.mark.parametrize('given', ['all', ['backbone'], ['backbone.layer1', 'head']])
-def test_pretrained_by_hand_says_what_was_not(fit, tmp_path, given, log):
-    found = fit(CLASSIFIER, pretrained=given)
-    names = {name for name, _ in build(CLASSIFIER).named_parameters()}
-    assert set(found) == {n for n in names if given == 'all' or n.startswith(tuple(f'{prefix}.' for prefix in given))}
+def test_all_takes_what_was_not_loaded_too_and_says_so(fit, tmp_path, log):
+    assert set(fit(CLASSIFIER, pretrained='all')) == {name for name, _ in build(CLASSIFIER).named_parameters()}
     [line] = [line for line in log if 'though they were initialised since the model was built' in line]
-    assert f'pretrained={given!r}' in line
+    assert "pretrained='all'" in line
     log.clear()
     head = under('head.', weights(CLASSIFIER), 'head.')
-    fit(CLASSIFIER, pretrained=given, load_from=saved(dict(state_dict=head), tmp_path / 'head.pth'))
+    fit(CLASSIFIER, pretrained='all', load_from=saved(dict(state_dict=head), tmp_path / 'head.pth'))
     [line] = [line for line in log if 'though no checkpoint was loaded into them' in line]
     assert 'head.fc' not in line
+
+
+@pytest.mark.parametrize('given', [['backbone'], ['backbone.layer1', 'head']])
+def test_prefixes_do_not_make_a_random_start_pre_trained(fit, tmp_path, given, log):
+    with pytest.raises(ValueError, match=re.escape(f'pretrained={given!r}: no checkpoint was loaded')):
+        fit(CLASSIFIER, pretrained=given)
+    loaded = under('backbone.layer1.', weights(CLASSIFIER), 'backbone.layer1.')
+    del loaded['backbone.layer1.0.conv1.weight']
+    found = fit(CLASSIFIER, pretrained=given, load_from=saved(dict(state_dict=loaded), tmp_path / 'part.pth'))
+    assert_same(found, parameters_only(build(CLASSIFIER), loaded))
+    [line] = [line for line in log if f'under pretrained={given!r} count as new' in line]
+    assert 'backbone.layer1.0.conv1.weight' in line or given == ['backbone']
