@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..durable.loading import guard_loading
 from ..inspect.rollback_table import quiet
-from .parser import Parser
+from .parser import Parser, add_trust
 
 try:
     from ..compare.page import compare, write
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument('--retention', help='scalar to plot the metric against, such as pretrained/kl or drift/all')
     parser.add_argument('--images', type=int, default=4, help='images to draw predictions on, 0 for none (default: 4)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score of objects drawn (default: 0.3)')
-    parser.add_argument('--trust-checkpoints', action='store_true', help='open checkpoints even if they could run code')
+    add_trust(parser)
     args = parser.parse_args()
     if args.images < 0:
         parser.error(f'--images {args.images}: give 0 or more')

@@ -43,17 +43,24 @@ def config_text(
     if base.get('data_preprocessor', {}).get('num_classes'):
         settings['data_preprocessor'] = dict(num_classes=number)
     settings |= dict(
-        train_dataloader=dict(batch_size=batch, **_dataloader(base, task, 'train', data.train)),
-        val_dataloader=_dataloader(base, task, 'val', data.val),
-        test_dataloader=Code('val_dataloader'),
+        train_dataloader=dict(batch_size=batch, **_dataloader(base, task, 'train', data.train, data.loading)),
+        val_dataloader=_dataloader(base, task, 'val', data.val, data.loading),
+        test_dataloader=_dataloader(base, task, 'val', data.val, data.loading),
         val_evaluator=_evaluator(task, data),
-        test_evaluator=Code('val_evaluator'),
+        test_evaluator=_evaluator(task, data),
         optim_wrapper=_optim_wrapper(base, task, lr),
         **_schedule(base, task, math.ceil(data.images / batch), epochs),
     )
+    settings = _without_needless_deletes(settings, base.to_dict())
+    for part in ('dataloader', 'evaluator'):
+        if settings[f'test_{part}'] == settings[f'val_{part}']:
+            settings[f'test_{part}'] = Code(f'val_{part}')
     lines = [f'_base_ = {name!r}', *(f'{key} = {_code(value)}' for key, value in settings.items())]
     style = dict(based_on_style='facebook', column_limit=100)
-    note = '# Written by `python -m olor_mm init`: the stock config with other data, classes, schedule and rollback.\n'
+    note = (
+        '# Written by `python -m olor_mm init`: the stock config with other data, classes, schedule and rollback.\n'
+        '# Neck and heads that the checkpoint fills have 0.3 of max_level, by default; min_level=0 leaves them free.\n'
+    )
     return note + FormatCode('\n'.join(lines), style_config=style)[0]
 
 
@@ -128,6 +135,20 @@ def _merge(into: dict, other: dict) -> dict:
     return into
 
 
+def _without_needless_deletes(settings: dict, base: Any) -> dict:
+    """The settings without ``_delete_`` where the base has nothing, since MMEngine takes it for a setting there."""
+    kept = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            is_there = isinstance(base, dict) and key in base
+            within = base[key] if is_there and '_delete_' not in value else None
+            value = _without_needless_deletes(value, within)
+            if not is_there:
+                value.pop('_delete_', None)
+        kept[key] = value
+    return kept
+
+
 def _optim_wrapper(base: Config, task: str, lr: float) -> dict:
     """AdamW with rollback, and the stock config's own ``custom_keys`` without their learning rates."""
     stock = base.get('optim_wrapper', {}).get('paramwise_cfg', {}).get('custom_keys', {})
@@ -170,12 +191,14 @@ def _schedule(base: Config, task: str, iterations: int, epochs: int) -> dict[str
     return settings
 
 
-def _dataloader(base: Config, task: str, split: str, fields: dict) -> dict:
+def _dataloader(base: Config, task: str, split: str, fields: dict, loading: dict) -> dict:
     dataset, path, mixed = innermost(base[f'{split}_dataloader'], f'_base_.{split}_dataloader')
     inner, path = (dataset['dataset'], f'{path}.dataset') if mixed else (dataset, path)
     pipeline = f'{path}.pipeline'
-    if any(step.get('reduce_zero_label') for step in steps_of(inner, 'LoadAnnotations')):
-        change = "dict(step, reduce_zero_label=False) if step['type'] == 'LoadAnnotations' else step"
+    steps = steps_of(inner, 'LoadAnnotations')
+    options = {key: value for key, value in loading.items() if {s.get(key) for s in steps} - {value, None}}
+    if options:
+        change = f"dict(step, {_arguments(options)}) if step['type'] == 'LoadAnnotations' else step"
         pipeline = f'[{change} for step in {pipeline}]'
     own = dict(
         _delete_=True,

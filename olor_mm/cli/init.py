@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 
-from ..durable.loading import CheckpointError, load
+from ..durable.loading import CheckpointError, guard_loading
+from ..inspect.weights import loaded_share
 from .config_text import config_text, innermost, steps_of, with_classes
-from .data import TASKS, DataError, examine
+from .data import TASKS, DataError, Reader, examine
 from .packaged import config_file
-from .parser import Parser
+from .parser import Parser, add_trust
 
 EXAMPLES = dict(
     classification='mmpretrain::resnet/resnet50_8xb32_in1k.py',
@@ -27,26 +27,28 @@ BATCH = dict(classification=16, detection=2, instance_segmentation=2, semantic_s
 
 def main() -> None:
     args = _arguments()
+    guard_loading(args.trust_checkpoints)
     data_root = args.data.expanduser().resolve()
     out = (args.out or Path(f'{data_root.name}_{args.task}.py')).resolve()
     try:
-        data = examine(data_root, args.task, out, args.classes)
         base = _base(args.config, args.task)
+        data = examine(data_root, args.task, out, args.classes, _reader(base))
         for note in data.notes:
             print(f'note: {note}')
         for problem in data.problems:
             print(f'problem: {problem}', file=sys.stderr)
         if data.problems and not args.force:
             raise DataError('nothing was written; correct the data, or use --force')
-        weights = _weights(base, args.checkpoint)
+        name = args.config if '::' in args.config else str(Path(config_file(args.config)).resolve())
+        batch = min(args.batch_size or BATCH[args.task], data.images)
+        given = base, name, args.task, data, data_root
+        ways = _weights(base, args.checkpoint)
+        text = _best([config_text(*given, weights, batch, args.epochs, args.lr) for weights in ways], args.checkpoint)
     except (DataError, CheckpointError) as error:
         raise SystemExit(f'init: {args.data}: {error}') from error
     taken = [file for file in (out, *data.written) if file.exists()]
     if taken and not args.force:
         raise SystemExit(f'init: {str(taken[0])!r} is there already; give another --out, or --force')
-    name = args.config if '::' in args.config else str(Path(config_file(args.config)).resolve())
-    batch = min(args.batch_size or BATCH[args.task], data.images)
-    text = config_text(base, name, args.task, data, data_root, weights, batch, args.epochs, args.lr)
     for file, content in {**data.written, out: text}.items():
         file.write_text(content)
     steps = math.ceil(data.images / batch) * args.epochs
@@ -68,6 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, help='images of a batch (default: 2 to 16, by task)')
     parser.add_argument('--lr', type=float, default=1e-4, help='learning rate of AdamW')
     parser.add_argument('--force', action='store_true', help='overwrite files, and ignore problems of the data')
+    add_trust(parser)
     args = parser.parse_args()
     if args.out is not None and (args.out.suffix != '.py' or not args.out.absolute().parent.is_dir()):
         raise SystemExit(f'init: --out {str(args.out)!r}: give a file that ends with .py, in a folder that is there')
@@ -119,8 +122,16 @@ def _base(name: str, task: str) -> Config:
     return cfg
 
 
-def _weights(base: Config, checkpoint: str | None) -> dict:
-    """Settings of the config that load the checkpoint: into the whole model, or into its backbone."""
+def _reader(base: Config) -> Reader:
+    """Reads files with the loading steps of the config's training pipeline."""
+    dataset = innermost(base.train_dataloader, '')[0]
+    images, annotations = (steps_of(dataset, f'Load{what}') for what in ('ImageFromFile', 'Annotations'))
+    image = images[0] if images else dict(type='LoadImageFromFile')
+    return Reader(base.default_scope, image, annotations[0] if annotations else None)
+
+
+def _weights(base: Config, checkpoint: str | None) -> list[dict]:
+    """Settings of the config that load the weights; of a file, those for a whole model and those for a backbone."""
     backbone = base.model.get('backbone') or {}
     init_cfg = backbone.get('init_cfg')
     own = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
@@ -131,38 +142,34 @@ def _weights(base: Config, checkpoint: str | None) -> dict:
             raise DataError(f'the config names no pre-trained weights, which rollback needs: give --checkpoint; {how}')
         if isinstance(named, str) and '://' not in named and not Path(named).is_file():
             raise DataError(f'the config names the weights {named!r}, which are not there; give --checkpoint')
-        return {}
+        return [{}]
     model: dict[str, Any] = dict(pretrained=None) if base.model.get('pretrained') else {}  # load no others before
     if '://' in checkpoint:
         print('note: a checkpoint on the network is not checked; it is loaded into the whole model')
-        return dict(load_from=checkpoint, model=model)
+        return [dict(load_from=checkpoint, model=model)]
     file = Path(checkpoint).expanduser().resolve()
-    if _is_whole(base, checkpoint, file):
-        return dict(load_from=str(file), model=dict(model, backbone=dict(init_cfg=None)) if own else model)
-    own_weights = dict(_delete_=True, type='Pretrained', checkpoint=str(file))
-    return dict(model=dict(model, backbone=dict(init_cfg=own_weights)))
-
-
-def _is_whole(base: Config, checkpoint: str, file: Path) -> bool:
-    """Whether a file has weights of the whole model; otherwise they are of its backbone."""
     if not file.is_file():
         raise DataError(f'--checkpoint {checkpoint} is not a file')
-    state = load(file, map_location='cpu')
-    state = next((state[key] for key in ('state_dict', 'model') if isinstance(state, dict) and key in state), state)
-    if not isinstance(state, dict):
-        raise DataError(f'--checkpoint {checkpoint} has no weights by name in it, but a {type(state).__name__}')
-    model = base.model.copy()
-    if base.get('data_preprocessor') and 'data_preprocessor' not in model:
-        model['data_preprocessor'] = base.data_preprocessor
-    model.pop('pretrained', None)
-    with DefaultScope.overwrite_default_scope(base.default_scope):
-        own = MODELS.build(model).state_dict()
-    names = {name for name in own if name.startswith('backbone.')} or set(own)
-    whole = len(names & state.keys()) / len(names)
-    inner = len(names & {f'backbone.{name}' for name in state}) / len(names)
-    if max(whole, inner) < 0.5 and not (base.model.get('backbone', {}).get('convert_weights') and state):
-        raise DataError(
-            f'--checkpoint {checkpoint} does not fit the model: it has {max(whole, inner):.0%} of the {len(names)} '
-            f'weights of its backbone, like {min(names)!r}; its own have names like {[*state][:2]}'
-        )
-    return whole >= 0.5
+    key = 'pretrained' if backbone.get('pretrained') else 'init_cfg'
+    whole = dict(load_from=str(file), model=dict(model, backbone={key: None}) if backbone.get(key) else model)
+    given = dict(_delete_=True, type='Pretrained', checkpoint=str(file)) if key == 'init_cfg' else str(file)
+    return [whole, dict(model=dict(model, backbone={key: given}))] if backbone else [whole]
+
+
+def _best(texts: list[str], checkpoint: str | None) -> str:
+    """The config, of several, with which training loads most of a checkpoint."""
+    file = Path(checkpoint or '').expanduser()
+    if checkpoint is None or not file.is_file():
+        return texts[0]
+    try:
+        found = [loaded_share(Config.fromstring(text, '.py')) for text in texts]
+    except CheckpointError:
+        raise
+    except Exception as error:  # of MMEngine's loader, or of a model that cannot be built
+        raise DataError(f'--checkpoint {checkpoint} cannot be loaded: {type(error).__name__}: {error}') from error
+    best = max(range(len(texts)), key=lambda number: found[number][0])
+    share, why = found[best]
+    if share < 0.5:
+        what = f'training would load {share:.0%} of the weights of its backbone{f": {why}" if why else ""}'
+        raise DataError(f'--checkpoint {checkpoint} does not fit the model: {what}')
+    return texts[best]

@@ -25,7 +25,7 @@ from ..engine.optimizers import is_named
 from ..names import nearest
 from .machine import use_cpu_batchnorm, use_cpu_processes
 from .packaged import PACKAGE, config_file
-from .parser import Parser
+from .parser import Parser, add_trust
 
 # what is read from a config beside the arguments of a Runner
 ALSO_READ = {'runner_type', 'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'custom_imports', 'compile'}
@@ -55,7 +55,7 @@ def config_parser(description: str, **kwargs) -> Parser:
     key = 'optim_wrapper.paramwise_cfg.rollback.max_level'
     how = f'override settings of the config, e.g. {key}=0.02; lists as key=[a,b], without white space'
     parser.add_argument('--cfg-options', nargs='+', action=Settings, default={}, help=how)
-    parser.add_argument('--trust-checkpoints', action='store_true', help='open checkpoints even if they could run code')
+    add_trust(parser)
     return parser
 
 

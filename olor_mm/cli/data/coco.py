@@ -2,20 +2,27 @@
 
 import json
 import shlex
+import tempfile
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
-from .dataset import Data, DataError, check_images, check_overlap, parted
+import torch
+from mmengine.registry import DATASETS, METRICS, DefaultScope
+
+from ...inspect.libraries import quiet
+from .annotations import Content, annotated_size
+from .dataset import DECODED, SPLITS, Data, DataError, check_images, check_overlap, parted
+from .reading import Reader
 
 
-def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bool) -> Data:
+def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bool, reader: Reader) -> Data:
     """A data set for detection or, with masks, instance segmentation; see :func:`olor_mm.cli.data.examine`."""
-    data, images = Data(classes or []), {}
-    train: dict = {}
+    data, images, contents = Data(classes or []), {}, dict[str, Content]()
     for split, file in _annotation_files(folder).items():
-        content = _read(file)
-        train = train or content
-        names = [category['name'] for category in content['categories']]
+        content = contents[split] = Content(file)
+        content.mend(with_masks)
+        names = [category['name'] for category in content.categories]
         if split == 'train':
             # mmdet numbers classes as they come in the file, whatever the order in a config
             data.classes = [name for name in names if not classes or name in classes]
@@ -24,22 +31,35 @@ def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bo
         if absent or len(set(names)) < len(names):
             what = f'{absent} of the classes are not there' if absent else 'some are there twice; rename them'
             raise DataError(f'{str(file)!r} has the categories {names}: {what}')
-        root = _image_root(folder, file, [image['file_name'] for image in content['images']])
-        images[split] = [root / image['file_name'] for image in content['images']]
-        check_images(data, images[split], [(image['width'], image['height']) for image in content['images']])
-        _check_annotations(data, content, file, with_masks)
-        if split == 'train':
-            _check_classes(data, content, file)
+        root = _image_root(folder, file, split, [image['file_name'] for image in content.images])
+        images[split] = [root / image['file_name'] for image in content.images]
+        content.mend_sizes(check_images(data, reader, images[split], list(map(annotated_size, content.images))))
+        content.check(data, with_masks)
+        _note_unused(data, content, names)
+        content.number()
+        if [name for name in names if name in data.classes] != data.classes:
+            content.changed('categories in the order of training', [names])
+            content.categories.sort(key=lambda category: (data.classes + names).index(category['name']))
         prefix = '' if root == folder else f'{root.relative_to(folder)}/'
         setattr(data, split, dict(ann_file=str(file.relative_to(folder)), data_prefix=dict(img=prefix)))
-        if [name for name in names if name in data.classes] != data.classes:
-            data.val['ann_file'] = _reordered(data, content, file, out.with_name(f'{out.stem}_{split}.json'))
+        if content.changes:
+            written = out.with_name(f'{out.stem}_{split}.json')
+            data.written[written], getattr(data, split)['ann_file'] = json.dumps(content.all), str(written)
+            data.notes.append(f'{written.name} is {file.name} with {"; ".join(content.changes)}')
+    train = contents['train']
     if 'val' in images:
         data.images = len(images['train'])
         data.note_test(folder / data.val['ann_file'])
         check_overlap(data, images['train'], images['val'])
     else:
-        data.split_off(parted(train['images']), lambda some: _part(train, some), out, '.json', **data.train)
+        seen = {annotation['image_id'] for annotation in train.annotations}
+        with_objects = [image for image in train.images if image['id'] in seen]
+        if len(with_objects) < 2:
+            raise DataError(f'{str(train.file)!r} has too few images with annotations to split off some for validation')
+        others = [image for image in train.images if image['id'] not in seen]
+        data.split_off(parted(with_objects, others), lambda some: _part(train.all, some), out, '.json', **data.train)
+    if not data.problems:
+        _rehearse(data, folder, with_masks, reader)
     return data
 
 
@@ -64,34 +84,15 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
     return dict(zip(('train', 'val'), [*named['train'], *val]))
 
 
-def _read(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise DataError(f'{str(file)!r} is not JSON: {error}') from error
-    for key in ('images', 'annotations', 'categories'):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list) or not content[key]:
-            raise DataError(f'{str(file)!r} has no {key}: it is not an annotation file of COCO, or an empty one')
-    return content
-
-
-def _image_root(folder: Path, file: Path, names: list[str]) -> Path:
+def _image_root(folder: Path, file: Path, split: str, names: list[str]) -> Path:
+    """The folder that has most of the images; of several, the one with the name of the split."""
     parts = [folder, file.parent, *(p for p in sorted(folder.rglob('*')) if p.is_dir())]
     counts = {part: sum((part / name).is_file() for name in islice(names, 20)) for part in dict.fromkeys(parts)}
-    best = max(counts, key=lambda part: counts[part])
+    named = {part for part in counts if set(SPLITS[split]).intersection(part.relative_to(folder).parts)}
+    best = max(counts, key=lambda part: (counts[part], part in named))
     if not counts[best]:
         raise DataError(f'images of {str(file)!r} are nowhere in {str(folder)!r}, e.g. {names[0]!r}')
     return best
-
-
-def _reordered(data: Data, content: dict, file: Path, written: Path) -> str:
-    """Have an annotation file written whose categories are in the order of training; its path."""
-    names = [category['name'] for category in content['categories']]
-    ordered = sorted(content['categories'], key=lambda category: (data.classes + names).index(category['name']))
-    data.written[written] = json.dumps(dict(content, categories=ordered))
-    what = 'has the categories in another order, which would number the classes differently'
-    data.notes.append(f'{file.name} {what}; {written.name} has them in the order of training')
-    return str(written)
 
 
 def _part(content: dict, images: list[dict]) -> str:
@@ -100,43 +101,52 @@ def _part(content: dict, images: list[dict]) -> str:
     return json.dumps(dict(content, images=images, annotations=own))
 
 
-def _check_annotations(data: Data, content: dict, file: Path, with_masks: bool) -> None:
-    annotations = content['annotations']
-    for key in ('id', 'image_id', 'category_id', 'area', 'bbox'):
-        lack = [f'number {i}' for i, annotation in enumerate(annotations) if annotation.get(key) is None]
-        if lack:
-            hint = '; area is that of the mask, or width * height of the box' if key == 'area' else ''
-            data.found(f'{file.name}: annotations without {key!r}, which mmdet reads{hint}', lack)
-            return
-    images = {image['id']: image for image in content['images']}
-    categories = {category['id'] for category in content['categories']}
-    strange, outside, small, without_mask = [], [], [], []
-    for annotation in annotations:
-        where, image = f'annotation {annotation["id"]}', images.get(annotation['image_id'])
-        if image is None or annotation['category_id'] not in categories:
-            strange.append(f'{where}, image_id {annotation["image_id"]}, category_id {annotation["category_id"]}')
-            continue
-        x, y, width, height = annotation['bbox'] or (0, 0, 0, 0)
-        is_inside = min(x, y) >= -1 and x + width <= image['width'] + 1 and y + height <= image['height'] + 1
-        if width <= 0 or height <= 0 or not is_inside:
-            outside.append(f'{where}, bbox {annotation["bbox"]} in {image["width"]}x{image["height"]}')
-        elif max(width, height) <= 1:  # in pixels, mmdet leaves such boxes out
-            small.append(f'{where}, bbox {annotation["bbox"]}')
-        if not annotation.get('segmentation'):
-            without_mask.append(where)
-    data.found(f'{file.name}: annotations of an unknown image_id or category_id', strange)
-    if 2 * len(small) > len(annotations):
-        data.found(f'{file.name}: boxes of less than a pixel, as if relative to the image; COCO has pixels', small)
-    data.found(f'{file.name}: boxes that are empty or outside the image; COCO has [x, y, width, height]', outside)
-    if with_masks:
-        if len(without_mask) == len(annotations):
-            raise DataError(f'{str(file)!r} has boxes and no masks (segmentation): its task is detection')
-        data.found(f'{file.name}: annotations without a mask (segmentation)', without_mask)
+def _note_unused(data: Data, content: Content, names: list[str]) -> None:
+    """Note classes that no annotation has."""
+    used = {annotation['category_id'] for annotation in content.annotations}
+    used_names = {category['name'] for category in content.categories if category['id'] in used}
+    unused = [name for name in data.classes if name not in used_names]
+    if len(unused) == len(data.classes):
+        data.problems.append(f'{content.file.name} has no annotation of the classes {data.classes}')
+    elif unused:
+        rest = shlex.join(name for name in data.classes if name in used_names)
+        what = f'{content.file.name}: {len(unused)} classes without an annotation, first {unused[0]}'
+        data.notes.append(f'{what}; leave them out by --classes {rest}')
 
 
-def _check_classes(data: Data, content: dict, file: Path) -> None:
-    used = {annotation.get('category_id') for annotation in content['annotations']}
-    names = {category['name'] for category in content['categories'] if category['id'] in used}
-    rest = shlex.join(name for name in data.classes if name in names)
-    unused = [name for name in data.classes if name not in names]
-    data.found(f'{file.name}: classes without an annotation; leave them out by --classes {rest}', unused)
+def _rehearse(data: Data, folder: Path, with_masks: bool, reader: Reader) -> None:
+    """Build the data sets as training does, load annotations, and evaluate those of validation as if predicted."""
+    metrics = ['bbox', 'segm'] if with_masks else ['bbox']
+    with tempfile.TemporaryDirectory() as place, quiet(), DefaultScope.overwrite_default_scope(reader.scope):
+        for split in ('train', 'val'):
+            fields = getattr(data, split)
+            file = folder / fields['ann_file']
+            if file in data.written:
+                file = Path(place, file.name)
+                file.write_text(data.written[folder / fields['ann_file']])
+            try:
+                options = dict(data_prefix=dict(img=''), metainfo=dict(classes=data.classes), serialize_data=False)
+                dataset = DATASETS.build(
+                    dict(type='CocoDataset', ann_file=str(file), test_mode=split == 'val', pipeline=[], **options)
+                )
+                samples = list(_samples(dataset, reader.annotations(**data.loading), with_masks))
+                if split == 'val':
+                    metric = METRICS.build(dict(type='CocoMetric', ann_file=str(file), metric=metrics))
+                    metric.dataset_meta = dataset.metainfo
+                    metric.process({}, samples)
+                    metric.evaluate(len(samples))
+            except Exception as error:  # of mmdet, pycocotools or numpy, about entries of any kind
+                what = f'{type(error).__name__}: {error}'
+                data.problems.append(f'{fields["ann_file"]}: mmdet cannot use its entries for {split}: {what}')
+
+
+def _samples(dataset, load: Callable[[dict], dict], with_masks: bool) -> Iterable[dict]:
+    """Annotations as the predictions of a detector that makes no mistake; of 1,000 images at most."""
+    for number in range(0, len(dataset), -(-len(dataset) // DECODED)):
+        info = dataset.get_data_info(number)
+        found = load(dict(info, ori_shape=(info['height'], info['width'])))
+        labels = torch.from_numpy(found['gt_bboxes_labels'])
+        predicted = dict(bboxes=found['gt_bboxes'].tensor, labels=labels, scores=torch.ones(len(labels)))
+        if with_masks:
+            predicted['masks'] = torch.from_numpy(found['gt_masks'].to_ndarray())
+        yield dict(img_id=info['img_id'], ori_shape=(info['height'], info['width']), pred_instances=predicted)

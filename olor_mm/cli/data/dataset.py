@@ -9,10 +9,23 @@ from pathlib import Path
 
 from PIL import Image
 
+from .reading import Reader
+
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # those that mmpretrain reads
 SPLITS = dict(train=('train', 'training', 'train2017'), val=('val', 'valid', 'validation', 'val2017', 'test'))
 VALIDATION_SHARE = 0.2  # of the images, where there are none for validation
 DECODED = 1000  # images that are decoded; of the others, only the header is read
+ORIENTATION = 0x0112  # EXIF
+MISSING, UNREADABLE = 'images that are not there', 'images that cannot be read'
+RESIZED = 'images (width x height) of another size than annotated'
+TURNED = (
+    'images with an EXIF orientation that are annotated as they are stored, while training turns them as they are '
+    'shown; remove the tag (`exiftool -Orientation= FILES`)'
+)
+DEEP = 'images with more than 8 bits a channel, of which training keeps the upper 8; write 8 bits'
+AMBIGUOUS = 'images with an EXIF orientation, which training turns; annotations have to be of the images as shown'
+PROBLEMS, NOTES = (MISSING, UNREADABLE, TURNED, RESIZED), (DEEP, AMBIGUOUS)
+Size = tuple[int, int]
 
 
 class DataError(ValueError):
@@ -27,6 +40,7 @@ class Data:
     train: dict = field(default_factory=dict)  # arguments of OpenMMLab's data set, but data_root, pipeline and classes
     val: dict = field(default_factory=dict)
     images: int = 0  # of training
+    loading: dict = field(default_factory=dict)  # options that the step that loads annotations needs
     written: dict[Path, str] = field(default_factory=dict)  # files to write: a split that the data does not have
     problems: list[str] = field(default_factory=list)  # probable mistakes; a config can be written in spite of them
     notes: list[str] = field(default_factory=list)
@@ -59,42 +73,65 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob('*') if f.suffix.lower() in SUFFIXES and f.is_file())
 
 
-def parted(entries: list) -> dict[str, list]:
-    """The entries split into 'train' and 'val' at random, in their order, the same way in every run."""
-    number = max(1, round(VALIDATION_SHARE * len(entries)))
-    kept = set(random.Random(0).sample(range(len(entries)), number))
+def parted(*groups: list) -> dict[str, list]:
+    """The entries of each group split into 'train' and 'val' at random, in their order, the same way in every run.
+
+    A group of one entry stays in 'train', unless it is the only one.
+    """
     parts: dict[str, list] = dict(train=[], val=[])
-    for i, entry in enumerate(entries):
-        parts['val' if i in kept else 'train'].append(entry)
+    for entries in filter(None, groups):
+        number = max(len(entries) > 1 or len(groups) == 1, round(VALIDATION_SHARE * len(entries)))
+        kept = set(random.Random(0).sample(range(len(entries)), number))
+        for i, entry in enumerate(entries):
+            parts['val' if i in kept else 'train'].append(entry)
     return parts
 
 
-def check_images(data: Data, files: Sequence[Path], sizes: Sequence[tuple[int, int]] = ()) -> None:
-    """Note images that are missing, damaged or of another (width, height) than annotated."""
-    missing, unreadable, resized, deep = [], [], [], []
+def check_images(
+    data: Data, reader: Reader, files: Sequence[Path], sizes: Sequence[Size | None] = ()
+) -> list[Size | None]:
+    """Note images that are missing, damaged or of another (width, height) than annotated; return the sizes as shown."""
+    found: dict[str, list] = {what: [] for what in (*PROBLEMS, *NOTES)}
+    shown: list[Size | None] = []
     stride = -(-len(files) // DECODED)
     for number, (file, size) in enumerate(zip_longest(files, sizes)):
+        shown.append(None)
         if not file.is_file():
-            missing.append(file)
+            found[MISSING].append(file)
             continue
+        stored, orientation, deep = _header(file)
         try:
-            with Image.open(file) as image:
-                if size is not None and image.size != size:
-                    resized.append(f'{file} of {image.size[0]}x{image.size[1]}, annotated as {size[0]}x{size[1]}')
-                if number % stride == 0:
-                    image.load()
-                if image.mode.startswith(('I', 'F')):
-                    deep.append(file)
+            if number % stride == 0 or stored is None:
+                here = reader.size(file)
+            else:
+                here = (stored[1], stored[0]) if orientation > 4 else stored
         except Exception as error:  # a decoder raises anything for a damaged file
-            unreadable.append(f'{file} ({error})')
-    if deep:
-        note = (
-            f'{len(deep)} images have more than 8 bits a channel, first {deep[0]}; mmcv keeps the upper 8: write 8 bits'
-        )
-        data.notes.append(note)
-    data.found('images that are not there', missing)
-    data.found('images that cannot be read', unreadable)
-    data.found('images (width x height) of another size than annotated', resized)
+            found[UNREADABLE].append(f'{file} ({error})')
+            continue
+        shown[-1] = here
+        if deep:
+            found[DEEP].append(file)
+        if size is not None and size != here:
+            is_turned = orientation > 1 and size == stored
+            what = f'{file} of {here[0]}x{here[1]}, annotated as {size[0]}x{size[1]}'
+            found[TURNED if is_turned else RESIZED].append(what)
+        elif orientation > 1 and sizes and (size is None or size == stored):
+            found[AMBIGUOUS].append(file)
+    for what in PROBLEMS:
+        data.found(what, found[what])
+    data.notes += [f'{what}: {len(found[what])}, first {found[what][0]}' for what in NOTES if found[what]]
+    return shown
+
+
+def _header(file: Path) -> tuple[Size | None, int, bool]:
+    """What the header says: size as stored, EXIF orientation, and whether a channel has more than 8 bits."""
+    try:
+        with Image.open(file) as image:
+            # of a PNG without EXIF where it should be, Pillow decodes all to search for it
+            tag = image.getexif().get(ORIENTATION) if image.format != 'PNG' or 'exif' in image.info else None
+            return image.size, tag if isinstance(tag, int) and 1 < tag < 9 else 1, image.mode.startswith(('I', 'F'))
+    except Exception:  # of what Pillow does not read; what counts is whether training reads it
+        return None, 1, False
 
 
 def check_overlap(data: Data, train: Iterable[Path], val: Sequence[Path]) -> None:

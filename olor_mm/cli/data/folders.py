@@ -1,12 +1,17 @@
 """Images in folders: one for each class, or one beside a folder of masks with class numbers."""
 
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .dataset import SPLITS, Data, DataError, check_images, check_overlap, images_in, parted
+from .dataset import ORIENTATION, SPLITS, Data, DataError, Size, check_images, check_overlap, images_in, parted
+from .reading import Reader
 
+SAMPLE = 20  # images whose masks show how masks are named
 IGNORED = 255  # value in masks that mmseg leaves out of the loss
 LAYOUTS = {  # folder of the images of a split, and those its masks may be in
     '{}': ('{}_semantic', '{}_masks'),
@@ -17,7 +22,7 @@ LAYOUTS = {  # folder of the images of a split, and those its masks may be in
 UNSPLIT = (('images', 'masks'), ('images', 'labels'), ('images', 'annotations'))
 
 
-def read_class_folders(folder: Path, out: Path, classes: list[str] | None) -> Data:
+def read_class_folders(folder: Path, out: Path, classes: list[str] | None, reader: Reader) -> Data:
     """A data set for classification; see :func:`olor_mm.cli.data.examine`."""
     train, val = (
         next((folder / name for name in names if (folder / name).is_dir()), None) for names in SPLITS.values()
@@ -32,7 +37,7 @@ def read_class_folders(folder: Path, out: Path, classes: list[str] | None) -> Da
     per_class = {name: images_in(root / name) for name in names}
     data.found('class folders without images', [root / name for name, files in per_class.items() if not files])
     files = [file for found in per_class.values() for file in found]
-    check_images(data, files)
+    check_images(data, reader, files)
     if train is not None and val is not None:
         others = sorted({*names} ^ {*_folders(val)})
         if others:
@@ -40,7 +45,7 @@ def read_class_folders(folder: Path, out: Path, classes: list[str] | None) -> Da
         kept = images_in(val)
         data.note_test(val)
         data.train, data.val, data.images = dict(data_prefix=train.name), dict(data_prefix=val.name), len(files)
-        check_images(data, kept)
+        check_images(data, reader, kept)
         check_overlap(data, files, kept)
         return data
     lists: dict[str, list[str]] = dict(train=[], val=[])
@@ -56,85 +61,136 @@ def _folders(folder: Path) -> list[str]:
     return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith('.'))
 
 
-def read_masks(folder: Path, out: Path, classes: list[str] | None) -> Data:
+def read_masks(folder: Path, out: Path, classes: list[str] | None, reader: Reader) -> Data:
     """A data set for semantic segmentation; see :func:`olor_mm.cli.data.examine`."""
-    data = Data(classes or [])
+    data = Data(classes or [], loading=dict(reduce_zero_label=False))
     values: dict[int, Path] = {}  # to the first mask that has them
-    images: dict[str, dict[Path, Path]] = {}
+    images: dict[str, list[Path]] = {}
     for split, (where, masks) in _folder_pairs(folder).items():
-        found = {file.relative_to(where).with_suffix(''): file for file in images_in(where)}
+        suffix = _mask_suffix(where, masks)
+        found = [file for file in images_in(where) if where != masks or not file.name.endswith(suffix)]
         if not found:
             raise DataError(f'{str(where)!r} has no images')
         images[split] = found
-        pairs = {file: (masks / name).with_suffix('.png') for name, file in found.items()}
-        data.found('images without a mask', [file for file, mask in pairs.items() if not mask.is_file()])
-        check_images(data, list(pairs))
-        _read_values(data, pairs, values)
+        names = [file.relative_to(where).with_suffix('').as_posix() for file in found]
+        pairs = {file: masks / f'{name}{suffix}' for file, name in zip(found, names)}
+        data.found(f'images without a mask {suffix}', [file for file, mask in pairs.items() if not mask.is_file()])
+        sizes = _read_masks(data, pairs, values, reader.annotations(reduce_zero_label=False))
+        check_images(data, reader, found, sizes)
+        kinds = sorted({file.suffix for file in found})
+        if len(kinds) > 1:
+            raise DataError(f'images of {str(where)!r} end with {kinds}; mmseg takes one of them in a data set')
         prefix = dict(img_path=str(where.relative_to(folder)), seg_map_path=str(masks.relative_to(folder)))
-        setattr(data, 'train' if split == 'all' else split, dict(data_prefix=prefix))
-    suffixes = sorted({file.suffix for found in images.values() for file in found.values()})
-    if len(suffixes) > 1:
-        raise DataError(f'images end with {suffixes}; mmseg takes one of them in a data set')
+        fields = dict(data_prefix=prefix, img_suffix=kinds[0], seg_map_suffix=suffix, reduce_zero_label=False)
+        setattr(data, 'train' if split == 'all' else split, fields)
+        if where == masks and suffix.endswith(kinds[0]):  # mmseg would take masks for images
+            file = out.with_name(f'{out.stem}_{split}.txt')
+            data.written[file], fields['ann_file'] = ''.join(f'{name}\n' for name in names), str(file)
     _check_values(data, values)
     if 'val' in images:
         data.images = len(images['train'])
         data.note_test(folder / data.val['data_prefix']['img_path'])
-        check_overlap(data, images['train'].values(), list(images['val'].values()))
+        check_overlap(data, images['train'], images['val'])
     else:
-        names = [f'{name}\n' for name in images.get('all') or images['train']]
-        data.split_off(parted(names), ''.join, out, '.txt', **data.train)
-    for fields in (data.train, data.val):
-        fields |= dict(img_suffix=suffixes[0], seg_map_suffix='.png', reduce_zero_label=False)
+        where = folder / data.train['data_prefix']['img_path']
+        found = images.get('all') or images['train']
+        lines = [f'{file.relative_to(where).with_suffix("").as_posix()}\n' for file in found]
+        data.written.clear()
+        data.split_off(parted(lines), ''.join, out, '.txt', **data.train)
     return data
 
 
 def _folder_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Folders of images and masks by split; 'all' where there is no split."""
-    layouts = [(images, masks) for images, folders in LAYOUTS.items() for masks in folders]
+    layouts = [(images, masks) for images, folders in LAYOUTS.items() for masks in (*folders, images)]
     named = [(split, name, pair) for split, names in SPLITS.items() for name in names for pair in layouts]
-    named += [('all', '', pair) for pair in UNSPLIT]
+    named += [('all', '', pair) for pair in (*UNSPLIT, ('', ''), ('images', 'images'))]
     found: dict[str, tuple[Path, Path]] = {}
     for split, name, pair in named:
         images, masks = (folder / part.format(name) for part in pair)
-        if images.is_dir() and masks.is_dir():
+        if images.is_dir() and masks.is_dir() and (images != masks or _mask_suffix(images, masks)):
             found.setdefault(split, (images, masks))
     if 'train' in found:
         found.pop('all', None)
         return found
     if 'all' in found:
         return dict(all=found['all'])
-    known = ', '.join(' + '.join(pair).replace('{}', 'train') for pair in (*layouts, *UNSPLIT))
+    pairs = [' + '.join(pair) for pair in (*layouts, *UNSPLIT) if pair[0] != pair[1]]
+    known = ', '.join(pairs).replace('{}', 'train')
+    known += ', and for x_mask.png beside x.jpg'
     raise DataError(f'{str(folder)!r} has no folder of images beside one of masks; looked for {known}')
 
 
-def _read_values(data: Data, pairs: dict[Path, Path], values: dict[int, Path]) -> None:
-    """Note masks that do not fit their image, and add the values of masks to ``values``."""
-    unusual = []
-    for file, mask in pairs.items():
+def _mask_suffix(images: Path, masks: Path) -> str:
+    """What most masks have after the name of their image, as '.png' or '_mask.png'; '' if that is nothing known."""
+    files = sorted(file.relative_to(masks).as_posix() for file in images_in(masks))
+    names = [file.relative_to(images) for file in images_in(images)][:SAMPLE]
+    counts: Counter[str] = Counter()
+    for name in names:
+        stem = name.with_suffix('').as_posix()
+        for file in files[bisect_left(files, stem) :]:
+            if not file.startswith(stem):
+                break
+            if file[len(stem)] in '.-_' and (images != masks or file != name.as_posix()):
+                counts[file[len(stem) :]] += 1
+    likely = [suffix for suffix, number in counts.items() if 4 * number >= len(names)]
+    if images != masks:
+        likely = likely or ['.png']
+    return max(likely, key=lambda suffix: (counts[suffix], suffix.endswith('.png'), -len(suffix)), default='')
+
+
+def _read_masks(data: Data, pairs: dict[Path, Path], values: dict[int, Path], load: Callable) -> list[Size | None]:
+    """Read masks as training does, add their values to ``values``, and return their sizes (width, height)."""
+    sizes: list[Size | None] = []
+    unreadable, tagged = [], []
+    for mask in pairs.values():
+        sizes.append(None)
+        if not mask.is_file():
+            continue
         try:
-            with Image.open(mask) as image, Image.open(file) as picture:
-                if image.mode not in ('L', 'P', '1', 'I', 'I;16'):
-                    raise DataError(f'{mask} has colours ({image.mode}); a mask has one channel, of class numbers')
-                if image.size != picture.size:
-                    unusual.append(f'{mask} of {image.size}, its image of {picture.size}')
-                for value in np.unique(np.asarray(image)):
-                    values.setdefault(int(value), mask)
-        except OSError:  # of a missing mask or a damaged image as well, which are found before
-            if mask.is_file() and file.is_file():
-                unusual.append(f'{mask}, or its image, cannot be read')
-    data.found('masks of another size than the image, or unreadable', unusual)
+            seen = load(dict(seg_map_path=str(mask), seg_fields=[], label_map=None, reduce_zero_label=False))
+            seen = seen['gt_seg_map']
+            with Image.open(mask) as image:
+                kind, mode, stored = image.format, image.mode, np.asarray(image)
+                if image.getexif().get(ORIENTATION, 1) != 1:
+                    tagged.append(mask)
+        except Exception as error:  # a decoder raises anything for a damaged file
+            unreadable.append(f'{mask} ({error})')
+            continue
+        if kind == 'JPEG':
+            raise DataError(f'{mask} is a JPEG, which changes numbers when it is saved; write masks as PNG')
+        if seen.ndim != 2:
+            raise DataError(f'{mask} has colours ({mode}); a mask has one channel, of class numbers')
+        if stored.max() > 255 or stored.min() < 0:
+            raise DataError(f'{mask} has values up to {stored.max()}, and mmseg reads 8 bits; write classes from 0')
+        sizes[-1] = seen.shape[::-1]
+        for value in np.unique(seen):
+            values.setdefault(int(value), mask)
+    data.found('masks that cannot be read', unreadable)
+    data.found('masks with an EXIF orientation; write them as they are shown, without it', tagged)
+    return sizes
 
 
 def _check_values(data: Data, values: dict[int, Path]) -> None:
     """Compare the values of masks with the classes; without classes, make names for the values."""
     used = sorted(values.keys() - {IGNORED})
-    if not used or (used == [0] and IGNORED in values):
+    if used in ([], [0]):
         raise DataError(f'masks have only the values {sorted(values)}, and {IGNORED} is ignored: write a class as 1')
     if not data.classes:
+        gaps = sorted({*range(used[-1])} - {*used})
+        if len(gaps) > 1 or used[0] > 1:
+            where = f'{used[-1]} is in {values[used[-1]]}'
+            raise DataError(
+                f'masks have the values {used}, {where}, and not {gaps}: write classes as 0, 1, 2, ..., or name all '
+                f'{used[-1] + 1} by --classes'
+            )
         data.classes = [f'class {value}' for value in range(max(2, used[-1] + 1))]
         data.notes.append(f'masks have values up to {used[-1]}: {len(data.classes)} classes; --classes names them')
     outside = [value for value in used if value >= len(data.classes)]
     if outside:
         classes = f'the {len(data.classes)} classes are 0 to {len(data.classes) - 1}, and {IGNORED} is ignored'
-        raise DataError(f'masks have the values {outside}, first in {values[outside[0]]}; {classes}')
-    data.found('classes that no mask has', [name for i, name in enumerate(data.classes) if i not in values])
+        remedy = '; name what 0 means as well' if outside == [len(data.classes)] and 0 in used else ''
+        raise DataError(f'masks have the values {outside}, first in {values[outside[0]]}; {classes}{remedy}')
+    unused = [name for i, name in enumerate(data.classes) if i not in values]
+    if unused:
+        data.notes.append(f'{len(unused)} classes that no mask has, first {unused[0]}')

@@ -1,0 +1,50 @@
+"""Small folders of data, one for each task."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """Six images with a box and a mask each, of two classes, in the layout of Roboflow."""
+    folder = tmp_path / 'boxes'
+    (folder / 'train').mkdir(parents=True)
+    images, annotations = [], []
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / 'train' / f'{i}.png')
+        images.append(dict(id=i, file_name=f'{i}.png', width=60, height=40))
+        box = [5, 6, 20, 10]
+        polygon = [[5, 6, 25, 6, 25, 16, 5, 16]]
+        entry = dict(id=i, image_id=i, category_id=1 + i % 2, bbox=box, area=200, iscrowd=0, segmentation=polygon)
+        annotations.append(entry)
+    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='a'), dict(id=2, name='b')])
+    (folder / 'train/_annotations.coco.json').write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def masks(tmp_path) -> Path:
+    folder = tmp_path / 'masks'
+    rng = np.random.default_rng(0)
+    for name in ('images', 'masks'):
+        (folder / name).mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (32, 48, 3), dtype=np.uint8)).save(folder / f'images/{i}.jpg')
+        Image.fromarray(rng.integers(0, 3, (32, 48), dtype=np.uint8)).save(folder / f'masks/{i}.png')
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in 'xyz':
+        (tmp_path / 'classes' / name).mkdir(parents=True)
+        for i in range(5):
+            image = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+            image.save(tmp_path / 'classes' / name / f'{i} of {name}.png')
+    return tmp_path / 'classes'
