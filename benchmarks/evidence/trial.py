@@ -171,6 +171,8 @@ def apply_method(cfg: Config, trial: dict) -> None:
         rollback['layer_index'] = inverted(cfg)
     for key in list(options):
         rollback[key] = options.pop(key)
+    if trial['method'] == 'olor':
+        rollback['min_level'] = 0.0  # the default at the time of these runs
     if trial['kind'] in ('detection', 'instance'):
         wrapper.clip_grad = dict(max_norm=10.0)
     cfg.optim_wrapper = wrapper

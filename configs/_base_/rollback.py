@@ -6,7 +6,7 @@ custom_imports = dict(imports=['olor_mm'])
 
 rollback = dict(
     max_level=1e-2,  # share of the way back to the pre-trained weights per step, in the layer nearest the input
-    min_level=0.0,  # the same for neck and head, if they are pre-trained
+    min_level=None,  # the same for neck and head: 0.3 of max_level if a checkpoint filled any of them, else 0
     power=1.0,  # how it falls in between: 1 linear, more keeps it to the shallowest layers, 0 max_level everywhere
     pretrained='auto',  # what a checkpoint was loaded into; or 'all', or a list of prefixes of parameter names
     layer_index='block',  # layers are residual / transformer / ... blocks

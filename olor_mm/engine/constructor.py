@@ -10,9 +10,11 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, ZeroRed
 from torch import nn
 
 from ..layers import clean_name, declared_layers, unwrapped
-from ..layers.groups import merge
+from ..layers.groups import after_backbones, merge
 from ..mixing import mix_in
 from ..names import nearest
+from ..optim.rules import RULES
+from ..optim.state import OTHERWISE
 from ..pretrained import LoadRecord
 from .fsdp import whole_parameters
 from .optimizers import OLOR, flat_cfg, is_named, rollback_class
@@ -56,6 +58,8 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ...     paramwise_cfg=dict(rollback=dict(max_level=1e-2), norm_decay_mult=0.))
     """
 
+    heads: list[nn.Parameter]  # what is trained after the backbone, without a level by hand
+
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         stock, self.settings = _parsed(paramwise_cfg or {})
         _check_wrapper(optim_wrapper_cfg)
@@ -68,6 +72,10 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__({**optim_wrapper_cfg, 'optimizer': optimizer}, {**stock, 'rollback': self.settings})
         if self.settings.layer_decay_rate < 1 and self.base_lr is None:
             raise ValueError('optimizer.lr=None: paramwise_cfg.layer_decay_rate is a multiple of it; set optimizer.lr')
+        follows_rate = RULES[self.settings.rule].is_review and self.settings.coupling == 'lr'
+        if self.base_lr == 0 and self.settings.max_level and follows_rate:
+            hint = "set the rate that training starts from, or coupling='constant'"
+            raise ValueError(f'optimizer.lr={self.base_lr!r}: levels are meant for it and follow it; {hint}')
         self.optimizer_cfg = self._rollback_optimizer(optimizer)
 
     def _rollback_optimizer(self, cfg: dict) -> dict:
@@ -109,7 +117,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group['names'] = [selection.names[p] for p in group['params']]
         optimizer.select_pretrained = selection
         mix_in(optim_wrapper, StartOfTraining)
-        optim_wrapper.start = Start(optimizer, selection, optim_wrapper.message_hub)
+        optim_wrapper.start = Start(optimizer, selection, optim_wrapper.message_hub, self.heads)
         selection.start = optim_wrapper.start  # for a loop that steps the optimizer by itself
         return optim_wrapper
 
@@ -127,14 +135,19 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
             decayed = {**index, **declared_layers(model)}
         names = {p: name for name, p in model.named_parameters()}
         custom = _custom_levels(settings.custom_levels, [clean_name(name) for name in names.values()])
+        heads = {name for name in after_backbones(model, index) if clean_name(name) not in custom}
         _note_unused(self.paramwise_cfg.get('custom_keys', {}), names.values())
         by_parameter: dict[nn.Parameter, dict] = {}
         for group in groups:  # torch refuses the second group of a shared parameter
             by_parameter.setdefault(group['params'][0], group)
+        self.heads = [p for p in by_parameter if names[p] in heads]
         for p, group in by_parameter.items():
             name = names[p]
-            level = custom.get(clean_name(name), settings.level(*index[name]))
+            level = custom.get(clean_name(name), settings.level(*index[name], bool(self.heads)))
             group = {**group, 'rollback': level}
+            otherwise = custom.get(clean_name(name), settings.level(*index[name]))
+            if otherwise != level:  # known when all is loaded, see Start
+                group[OTHERWISE] = otherwise
             if level and settings.new_level:
                 group['rollback_new'] = settings.new_level
             i, n = decayed[name]
@@ -172,7 +185,7 @@ def _parsed(paramwise_cfg: Mapping) -> tuple[dict, RollbackSettings]:
 
 
 def _note_unused_settings(settings: RollbackSettings) -> None:
-    if settings.power == 0 and 0 < settings.min_level < settings.max_level:
+    if settings.power == 0 and settings.min_level and settings.min_level < settings.max_level:
         _log_warning(f'{WHERE}.min_level={settings.min_level!r} is not used with power=0: all layers have max_level')
     is_uniform = settings.power == 0 or settings.min_level == settings.max_level
     if settings.layer_decay_rate == 1 and settings.layer_index != 'block' and is_uniform:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..layers import METHODS, layer_index
 from ..names import nearest
-from ..optim.penalty import check_levels, check_number, is_number, layer_penalty
+from ..optim.penalty import SHARE_OF_HEADS, check_levels, check_number, is_number, layer_penalty
 from ..optim.rules import COUPLINGS, RULES, check_new, rule_named
 
 WHERE = 'paramwise_cfg.rollback'
@@ -31,7 +31,8 @@ class RollbackSettings:
     Args:
         max_level (float): iota_1, lambda of the layer nearest the input, in [0, 1], of other rules in [0, inf).
             Defaults to 0.01, in a config with 'spd' to 1.
-        min_level (float): iota_2, lambda of neck and head, in [0, max_level]. Defaults to 0.
+        min_level (float, optional): iota_2, lambda of neck and head, in [0, max_level]. None is 0.3 of ``max_level`` if
+            any of them is pre-trained, and 0 if none is. Defaults to None.
         power (float): gamma >= 0, the decay of lambda over depth. Defaults to 1, in a config with another rule to 0.
         pretrained (str or list[str]): 'auto' takes the parameters that a checkpoint was loaded into, 'all' takes all,
             a list takes those under these prefixes, e.g. ``['backbone']``. Defaults to 'auto'.
@@ -49,7 +50,7 @@ class RollbackSettings:
     """
 
     max_level: float = 1e-2
-    min_level: float = 0.0
+    min_level: float | None = None
     power: float = 1.0
     pretrained: str | list[str] = 'auto'
     layer_index: str | dict[str, int] = 'block'
@@ -79,13 +80,17 @@ class RollbackSettings:
         except ValueError as error:
             raise ValueError(f'{WHERE}: {error}') from error
 
-    def level(self, layer: int, num_layers: int) -> float:
+    def level(self, layer: int, num_layers: int, heads_are_pretrained: bool = False) -> float:
         """lambda of layer i of n, see :func:`olor_mm.optim.layer_penalty`; for any rule."""
-        return layer_penalty(layer, num_layers, self.max_level, self.min_level, self.power, RULES[self.rule].highest)
+        min_level = self.min_level
+        if min_level is None:
+            min_level = SHARE_OF_HEADS * self.max_level if heads_are_pretrained else 0.0
+        return layer_penalty(layer, num_layers, self.max_level, min_level, self.power, RULES[self.rule].highest)
 
     def __post_init__(self):
         rule = rule_named(self.rule, f'{WHERE}.rule')
-        check_levels(self.max_level, self.min_level, self.power, f'{WHERE}.', rule.highest)
+        min_level = 0.0 if self.min_level is None else self.min_level
+        check_levels(self.max_level, min_level, self.power, f'{WHERE}.', rule.highest)
         check_new(rule, self.new_level, f'{WHERE}.new_level')
         if self.new_level and self.level(1, 1) == 0:
             levels = f'max_level={self.max_level!r}, min_level={self.min_level!r}, power={self.power!r}'

@@ -6,7 +6,6 @@ of :mod:`olor_mm.optim.rollback` are the specification: what no kernel can do, w
 """
 
 from functools import cache
-from importlib import import_module
 from itertools import chain
 from typing import Any
 
@@ -21,6 +20,7 @@ from .rules import RULES
 Scalars = tuple[float | Tensor, ...]  # of a group; w is the last
 Call = tuple[str, tuple[str, ...], Scalars]
 Job = tuple[dict, str, tuple[str, ...], Scalars]  # a parameter group, and the call for it
+OLD = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 4)  # where `increment_version` takes one tensor alone
 PLAIN = frozenset({Tensor, Parameter})  # no subclass, which may keep its elements elsewhere
 
 
@@ -104,7 +104,8 @@ class OnePass(Rollback):
         plan = self._planned(jobs, grads, any(isinstance(x, Tensor) for x in chain(on_device, *scalars)))
         for launch, places in plan.launches:
             launch([grads[place].data_ptr() for place in places], scalars, *on_device)
-        increment_version(plan.stepped)
+        for p in plan.stepped if OLD else [plan.stepped]:
+            increment_version(p)
         return remaining + [{**group, 'params': rest} for (group, *_), rest in zip(jobs, plan.rest) if rest]
 
     def _planned(self, jobs: list[Job], grads: list[Tensor | None], needs_device: bool) -> Plan:
@@ -178,11 +179,18 @@ def _kernels(device: str) -> Any:
     Its ``kind(tensors)`` is what the tensors of one launch have in common, None if no kernel takes them, and a
     ``Launch`` of it steps them.
     """
-    module = {'cpu': '.kernels', 'cuda': '.triton_kernels'}.get(device)
     try:
-        return import_module(module, __package__) if module else None
+        if device == 'cpu':
+            from . import kernels
+
+            return kernels
+        if device == 'cuda':
+            from . import triton_kernels
+
+            return triton_kernels
     except ImportError:  # two passes do without numba and Triton
-        return None
+        pass
+    return None
 
 
 def chunks_of(sizes: list[int], chunk: int) -> Tensor:

@@ -4,8 +4,9 @@ import torch
 
 from .anchors import check_anchor_options, fetched
 from .flags import fastest_flags, laid_out, listed
+from .rates import are_settled, settle_rates
 from .rules import RULES, around_step, check_rollback
-from .state import AnchoredState, eager
+from .state import FREE, AnchoredState, eager
 
 HOOKED = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
@@ -19,9 +20,11 @@ class Rollback(AnchoredState):
     Args:
         params: Parameters, parameter groups or named parameters, as for the base optimizer.
         rollback (float): lambda in [0, 1], the share of the way back to the pre-trained value that a step takes at
-            the initial learning rate. 0 is the base optimizer, bit for bit. Defaults to 0.
-        rollback_coupling (str): 'lr' scales lambda with the group's learning rate over its initial one (that it was
-            added with, or ``max_lr`` of a one-cycle schedule), within [0, 1]; 'constant' does not. Defaults to 'lr'.
+            the initial learning rate. 0 is the base optimizer, bit for bit; a level that is raised from 0 after the
+            first step is not followed. Defaults to 0.
+        rollback_coupling (str): 'lr' scales lambda with the group's learning rate over its initial one, within [0, 1]:
+            the highest that is known at the first step (its own, or that of its schedule), times the share that a
+            schedule gives the group (``lr_scale`` of timm). 'constant' does not. Defaults to 'lr'.
         rollback_rule (str): 'olor', or a baseline of :mod:`olor_mm.optim.rules`: 'l2sp', 'l2sp_decoupled' or 'spd'.
             ``rollback`` is then alpha of L2-SP or lambda of SPD, 0 or more, without coupling. Defaults to 'olor'.
         rollback_new (float): beta of L2-SP: it pulls what has no anchor to 0. Defaults to 0.
@@ -90,9 +93,13 @@ class Rollback(AnchoredState):
     def step(self, closure=None):
         if not all(group['rollback_decided'] for group in self.param_groups):
             self._decide()
+        if not are_settled(self.param_groups):
+            settle_rates(self.param_groups)
+        if any(group['rollback'] and group['rollback_decided'] == FREE for group in self.param_groups):
+            self._tell_of_level()
         self._capture_anchors()
-        closure = laid_out(self.param_groups, closure)
         groups, remaining = self.param_groups, self._two_pass_groups(closure)
+        closure = laid_out(remaining, closure)
         base_step = super().step.__func__
         if base_step.__code__ is HOOKED:  # torch wraps `step` to run hooks; ours is wrapped already
             base_step = base_step.__wrapped__
@@ -126,6 +133,17 @@ class Rollback(AnchoredState):
             "coupling 'lr' the level rises with it, up to 1. Lower the schedule (its eta_min), or take 'constant'"
         )
 
+    @eager
+    def _tell_of_level(self) -> None:
+        raised = [g for g in self.param_groups if g['rollback'] and g['rollback_decided'] == FREE]
+        for group in raised:
+            group['rollback_decided'] = True
+        self.warn(
+            f'rollback={max(group["rollback"] for group in raised):.3g} in {len(raised)} parameter groups is not '
+            'followed: it was 0 at the first step, so their pre-trained values were not kept. Let the level start '
+            'above 0, e.g. at 1e-9'
+        )
+
     def _two_pass_groups(self, closure) -> list[dict]:
         """What the base optimizer and the rule step in turn; subclasses may take some out and step it themselves."""
         return self.param_groups
@@ -140,12 +158,12 @@ class Rollback(AnchoredState):
                 'paramwise_cfg.rollback.max_level above 0'
             )
         params = self.undecided()
-        if params and self.select_pretrained is not None:
+        if self.select_pretrained is not None:  # also if there are none: it may refuse the run
             params = self.select_pretrained(params)
         for p in params:
             self.state[p]['anchor'] = None
         for group in self.param_groups:
-            group['rollback_decided'] = True
+            group['rollback_decided'] = group['rollback_decided'] or (True if group['rollback'] else FREE)
 
     @torch.no_grad()
     def pull(self, batches: list[tuple]) -> None:

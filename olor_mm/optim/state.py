@@ -16,6 +16,9 @@ from .anchors import AnchorFiles, make_anchor, place_anchor
 
 NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
+FREE = 'free'  # `rollback_decided` of a group that had no level when anchors were captured
+# level of a group, should nothing be pre-trained after the backbone; in the group until that is known
+OTHERWISE = 'rollback_otherwise'
 STATISTICS = 'pretrained_statistics'  # in a saved state; 'upstream' until version 0.1
 # options of optimizers that came with a version of torch, and that a state saved with an older one lacks
 NEWER = {'foreach', 'fused', 'maximize', 'capturable', 'differentiable', 'decoupled_weight_decay'}
@@ -42,9 +45,10 @@ class AnchoredState(Optimizer):
     def _complete(self, group: dict) -> None:
         for key, value in self._rollback_defaults.items():
             group.setdefault(key, value)
-        # not `initial_lr`: cyclic schedules set it to their lowest rate, and hand-written warm-ups to none
-        group.setdefault('rollback_initial_lr', float(group['lr']))
+        # a group that starts from 0, under a schedule with a floor, has the level that is meant for the other groups
+        group.setdefault('rollback_initial_lr', float(group['lr']) or float(self.defaults.get('lr', 0)))
         group.setdefault('rollback_decided', False)
+        group.setdefault('rollback_full_lr', group['rollback_initial_lr'] if group['rollback_decided'] else None)
         for path in group['anchor_file'] or ():
             if os.path.isfile(path):  # adopting the anchors reports a file that a resumed state names and that is gone
                 self._files.open(path)
@@ -56,6 +60,8 @@ class AnchoredState(Optimizer):
     @eager
     @torch.no_grad()
     def _capture_anchors(self) -> None:
+        if not any(state.get('anchor', NO_STATE) is None for state in self.state.values()):
+            return  # as in nearly every step, which is not to wait for what follows
         due = [
             (p, group)
             for group in self.param_groups
@@ -228,14 +234,15 @@ def settle_options(groups: list[dict], before: list[dict]) -> list[str]:
     """Keep where anchors are, which is a matter of this machine; say which other options of before are not used."""
     for group, here in zip(groups, before):
         group.update(anchor_device=here['anchor_device'], anchor_file=here['anchor_file'])
-    changed = [
-        key
-        for key in ('rollback', 'rollback_coupling', 'rollback_rule', 'rollback_new', 'anchor_dtype')
-        if any(group.get(key) != here.get(key) for group, here in zip(groups, before))
-    ]
-    sides = [[f'{key}={[group.get(key) for group in side]!r}' for key in changed] for side in (groups, before)]
-    return [
-        f'the resumed optimizer state has {loaded} in its groups where the configuration has {configured}: as with lr '
-        'and weight_decay, the value of the state is used. For another level or coupling start anew'
-        for loaded, configured in zip(*sides)
-    ]
+    messages = []
+    for key in ('rollback', 'rollback_coupling', 'rollback_rule', 'rollback_new', 'anchor_dtype'):
+        pairs = [(group.get(key), here.get(key), here.get(OTHERWISE)) for group, here in zip(groups, before)]
+        other = [pair for pair in pairs if pair[0] != pair[1] and not (key == 'rollback' and pair[0] == pair[2])]
+        if other:
+            theirs, ours = other[0][:2]
+            messages.append(
+                f'the resumed optimizer state has {key}={theirs!r} where the configuration has {key}={ours!r}, and '
+                f'so on in {len(other)} of {len(groups)} groups: as with lr and weight_decay, the value of the state '
+                'is used. For another one start anew'
+            )
+    return messages

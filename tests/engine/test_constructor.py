@@ -181,6 +181,7 @@ def test_any_other_optimizer_works_too():
             dict(max_level=0.01, min_level=0.02),
             r'paramwise_cfg\.rollback\.min_level=0\.02 is above paramwise_cfg\.rollback\.max_level=0\.01',
         ),
+        (dict(min_level=''), r"paramwise_cfg\.rollback\.min_level='' is not a number"),
         (dict(power=-1), r'paramwise_cfg\.rollback\.power=-1 is not a number'),
         (dict(power=None), r'power=None is not a number'),
         (dict(maxlevel=0.1), r"paramwise_cfg\.rollback: unknown key 'maxlevel' \(=0\.1\); did you mean 'max_level'\?"),
@@ -261,6 +262,7 @@ def test_wrong_settings_name_key_value_and_remedy(rollback, message):
         (dict(optimizer=dict(type='AdamOLORW', lr=1.0)), r"optimizer\.type='AdamOLORW': .*'AdamOLOR'"),
         (dict(optimizer=dict(type='LBFGSOLOR', lr=1.0)), 'LBFGS cannot be used with rollback'),
         (dict(optimizer=dict(lr=1.0)), r'optimizer\.type=None'),
+        (dict(optimizer=dict(type='AdamW', lr=0.0)), r'optimizer\.lr=0\.0'),
     ],
     ids=str,
 )

@@ -139,7 +139,10 @@ def test_nothing_loaded_stops_before_the_first_iteration(data, tmp_path):
 
 @pytest.mark.parametrize(
     'pretrained, expected',
-    [(['backbone.layer1', 'backbone.layer2'], ('backbone.layer1.', 'backbone.layer2.')), ('all', ('backbone.',))],
+    [
+        (['backbone.layer1', 'backbone.layer2'], ('backbone.layer1.', 'backbone.layer2.')),
+        ('all', ('backbone.', 'head.')),
+    ],
 )
 def test_pretrained_given_by_hand(data, tmp_path, pretrained, expected):
     cfg = config(tmp_path, data)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -28,25 +29,28 @@ class Trained(BaseModel):
 
     def __init__(self, way: str):
         super().__init__()
-        self.way = way
+        self.way, self.batches = way, 0
         self.a, self.b = network(), network()
 
     def forward(self, x, mode='loss'):
         return sum(net['head'](net['backbone'](x).mean((2, 3))).square().mean() for net in (self.a, self.b))
 
     def train_step(self, data, optim_wrapper):
-        loss = self(torch.stack(data))
-        if self.way == 'optimizer alone':
-            optim_wrapper.optimizer.zero_grad()
-            loss.backward()
-            optim_wrapper.optimizer.step()
-        elif self.way == 'without optim_context':
+        self.batches += 1
+        loss, is_second = self(torch.stack(data)), self.batches % 2 == 0
+        if self.way in ('without optim_context', 'accumulative_counts', 'IterBasedTrainLoop'):
             optim_wrapper.update_params(loss)
+            return dict(loss=loss)
+        loss.backward()
+        if isinstance(optim_wrapper, OptimWrapperDict):
+            steps = [optim_wrapper['a']] + [optim_wrapper['b']] * (is_second or self.way != 'a wrapper that waits')
+        elif self.way == 'accumulation by hand':
+            steps = [optim_wrapper.optimizer] * is_second
         else:
-            loss.backward()
-            for wrapper in optim_wrapper.values():
-                wrapper.step()
-                wrapper.zero_grad()
+            steps = [optim_wrapper.optimizer]
+        for stepped in steps:
+            stepped.step()
+            stepped.zero_grad()
         return dict(loss=loss)
 
 
@@ -60,24 +64,45 @@ class TwoWrappers:
         return OptimWrapperDict(**{name: build_optim_wrapper(getattr(model, name), WRAPPER) for name in 'ab'})
 
 
-WAYS = ('without optim_context', 'optimizer alone', 'OptimWrapperDict')
+OF_TWO = ('OptimWrapperDict', 'a wrapper that waits')
+WAYS = (
+    'without optim_context',
+    'optimizer alone',
+    'accumulation by hand',
+    'accumulative_counts',
+    'IterBasedTrainLoop',
+    *OF_TWO,
+)
 
 
-def runner(way: str, folder, weights, **options) -> Runner:
-    if way == 'OptimWrapperDict':
-        OPTIM_WRAPPER_CONSTRUCTORS.register_module(name='TwoWrappers', module=TwoWrappers, force=True)
+def runner(way: str, folder, weights, hooks=(), **options) -> Runner:
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module(name='TwoWrappers', module=TwoWrappers, force=True)
     data = [torch.randn(3, 9, 9, generator=torch.Generator().manual_seed(i)) for i in range(4 * BATCHES)]
     sampler = dict(type='DefaultSampler', shuffle=False)
-    return Runner(
+    loop, by_epoch = dict(by_epoch=True, max_epochs=2), True
+    if way == 'IterBasedTrainLoop':
+        loop, by_epoch = dict(by_epoch=False, max_iters=2 * BATCHES), False
+    wrapper = dict(WRAPPER, **options.pop('wrapper', {}))
+    if way in OF_TWO:
+        wrapper['constructor'] = 'TwoWrappers'
+    if way == 'accumulative_counts':
+        wrapper['accumulative_counts'] = 2
+    run = Runner(
         Trained(way),
         str(folder),
         train_dataloader=dict(batch_size=4, dataset=data, sampler=sampler),
-        train_cfg=dict(by_epoch=True, max_epochs=2),
-        optim_wrapper=dict(WRAPPER, constructor='TwoWrappers') if way == 'OptimWrapperDict' else WRAPPER,
+        train_cfg=loop,
+        optim_wrapper=wrapper,
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1 if by_epoch else BATCHES, by_epoch=by_epoch)
+        ),
         load_from=str(weights),
         experiment_name=folder.name,
         **options,
     )
+    for hook in hooks:
+        run.register_hook(hook)
+    return run
 
 
 @pytest.fixture
@@ -99,6 +124,14 @@ def optimizers(run: Runner) -> dict[str, torch.optim.Optimizer]:
     return {'': wrapper.optimizer}
 
 
+def highest_weights(run: Runner) -> list[float]:
+    """w of the group with the highest level, in each optimizer."""
+    found = [
+        (optimizer, max(optimizer.param_groups, key=lambda g: g['rollback'])) for optimizer in optimizers(run).values()
+    ]
+    return [optimizer.rollback_weight(group) for optimizer, group in found]
+
+
 @pytest.mark.parametrize('way', WAYS)
 def test_anchors_and_statistics_are_those_of_the_file(way, weights, tmp_path):
     run = runner(way, tmp_path / 'run', weights)
@@ -114,19 +147,67 @@ def test_anchors_and_statistics_are_those_of_the_file(way, weights, tmp_path):
             assert 'anchor' not in optimizer.state[run.model.get_parameter(f'{net}head.weight')]
 
 
-@pytest.mark.parametrize('way', WAYS[:2])
+@pytest.mark.parametrize('way', WAYS)
 def test_levels_relate_to_the_scaled_rate(way, weights, tmp_path):
-    run = runner(way, tmp_path / 'run', weights, auto_scale_lr=dict(enable=True, base_batch_size=1))
+    for batch_size in (1, 16):
+        run = runner(
+            way, tmp_path / f'{batch_size}', weights, auto_scale_lr=dict(enable=True, base_batch_size=batch_size)
+        )
+        run.train()
+        assert highest_weights(run) == [pytest.approx(0.1)] * len(optimizers(run))
+
+
+@pytest.mark.parametrize('base_batch_size', [1, 4, 16])
+def test_a_part_with_a_rate_of_0_is_pulled_in_proportion_once_a_floor_raises_it(base_batch_size, weights, tmp_path):
+    """`lr_mult=0`, meant to freeze, under `eta_min`: it learns little, and returns little."""
+    still = dict(rollback=dict(max_level=0.1), custom_keys={'backbone.0': dict(lr_mult=0.0)})
+    run = runner(
+        'without optim_context',
+        tmp_path / 'run',
+        weights,
+        wrapper=dict(paramwise_cfg=still),
+        auto_scale_lr=dict(enable=True, base_batch_size=base_batch_size),
+        param_scheduler=dict(type='CosineAnnealingLR', T_max=2, eta_min=1e-3, by_epoch=True),
+    )
     run.train()
-    [optimizer] = optimizers(run).values()
-    assert {optimizer.rollback_weight(group) for group in optimizer.param_groups if group['rollback'] == 0.1} == {0.1}
+    optimizer = run.optim_wrapper.optimizer
+    [group] = [group for group in optimizer.param_groups if group['initial_lr'] == 0]
+    assert 0 < group['lr'] <= 1e-3 and group['rollback'] == 0.1
+    scaled_lr = 0.01 * 4 / base_batch_size
+    assert optimizer.rollback_weight(group) == pytest.approx(0.1 * group['lr'] / scaled_lr)
+
+
+class WarmUp(Hook):
+    """As many write it: the rate itself, without a scheduler."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        for optimizer in optimizers(runner).values():
+            for group in optimizer.param_groups:
+                group['lr'] = 0.01 * (runner.iter + 1) / (2 * BATCHES)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_levels_relate_to_the_rate_at_the_end_of_a_warm_up_by_hand(way, weights, tmp_path):
+    run = runner(way, tmp_path / 'run', weights, hooks=[WarmUp()])
+    run.train()
+    assert highest_weights(run) == [pytest.approx(0.1)] * len(optimizers(run))
 
 
 @pytest.mark.parametrize('way', WAYS)
 def test_a_resume_without_the_state_of_the_optimizer_is_refused(way, weights, tmp_path):
     runner(way, tmp_path / 'run', weights).train()
-    checkpoint = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+    name = f'iter_{BATCHES}.pth' if way == 'IterBasedTrainLoop' else 'epoch_1.pth'
+    checkpoint = torch.load(tmp_path / 'run' / name, weights_only=False)
     del checkpoint['optimizer']
     torch.save(checkpoint, tmp_path / 'without.pth')
     with pytest.raises(ValueError, match=f'resumed at iteration {BATCHES} .*without the state of the optimizer'):
         runner(way, tmp_path / 'again', tmp_path / 'without.pth', resume=True).train()
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_run_in_which_nothing_with_a_level_is_trained_is_refused(way, weights, tmp_path):
+    run = runner(way, tmp_path / 'run', weights)
+    for net in (run.model.a, run.model.b):
+        net['backbone'].requires_grad_(False)
+    with pytest.raises(ValueError, match=r'rollback\.max_level=0\.1'):
+        run.train()

@@ -23,7 +23,7 @@ STEM, HEAD = 'backbone.conv1.weight', 'head.fc.weight'
 # key: right values, wrong values, and what a group of the stem has for a right one, if that is the value itself
 KEYS: dict[tuple[str, ...], tuple[tuple, tuple, str | None]] = {
     (*SECTION, 'max_level'): ((0.05, 0.5, 1), (*NO_NUMBERS, 1.5, 2), 'rollback'),
-    (*SECTION, 'min_level'): ((0, 0.01, 0.02), (*NO_NUMBERS, 1.5, 0.9), None),
+    (*SECTION, 'min_level'): ((None, 0, 0.01, 0.02), (*NO_NUMBERS[1:], 1.5, 0.9), None),
     (*SECTION, 'power'): ((0, 0.5, 1, 3.0), NO_NUMBERS, None),
     (*SECTION, 'coupling'): (('lr', 'constant'), NO_WORDS, 'rollback_coupling'),
     (*SECTION, 'rule'): (('olor', 'l2sp', 'l2sp_decoupled', 'spd'), (*NO_WORDS, 'OLOR', 'sp'), 'rollback_rule'),

@@ -162,7 +162,7 @@ def test_resuming_with_other_levels_says_whose_are_used():
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
     resumed = AdamWOLOR(params, rollback=0.2)
-    with pytest.warns(UserWarning, match=r'rollback=\[0\.1\] .*configuration has rollback=\[0\.2\]'):
+    with pytest.warns(UserWarning, match=r'rollback=0\.1 .*configuration has rollback=0\.2'):
         resumed.load_state_dict(optimizer.state_dict())
     assert resumed.param_groups[0]['rollback'] == 0.1
 
@@ -191,9 +191,10 @@ def test_the_state_of_another_optimizer_is_refused_by_what_it_lacks():
 def test_a_rate_above_the_one_that_the_level_is_meant_for_is_told_once():
     params = parameters()
     optimizer = SGDOLOR(params, lr=0.1, rollback=0.01)
+    take_steps(optimizer, params, [0])
     optimizer.param_groups[0]['lr'] = 0.5
     with pytest.warns(UserWarning, match=r'lr=0\.5 is above .*rollback=0\.01') as told:
-        take_steps(optimizer, params, range(3))
+        take_steps(optimizer, params, range(1, 4))
     assert len(told) == 1
 
 
@@ -201,7 +202,7 @@ def test_a_changed_coupling_is_told():
     params = parameters()
     optimizer = AdamWOLOR(params, rollback=0.1)
     take_steps(optimizer, params, [0])
-    with pytest.warns(UserWarning, match=r"rollback_coupling=\['lr'\] .*configuration"):
+    with pytest.warns(UserWarning, match=r"rollback_coupling='lr' .*configuration"):
         AdamWOLOR(params, rollback=0.1, rollback_coupling='constant').load_state_dict(optimizer.state_dict())
 
 

@@ -6,4 +6,4 @@ load_from = (
     'https://download.openmmlab.com/mmdetection/v3.0/rtmdet/rtmdet_s_8xb32-300e_coco/'
     'rtmdet_s_8xb32-300e_coco_20220905_161602-387a891e.pth'
 )
-optim_wrapper = dict(paramwise_cfg=dict(rollback=dict(min_level=1e-3)))  # neck and head are pre-trained too
+# Neck and head are pre-trained too, so their level is 0.3 of max_level. rollback=dict(min_level=0) leaves them free.

@@ -6,4 +6,4 @@ load_from = (
     'https://download.openmmlab.com/mmdetection/v3.0/mask2former/mask2former_r50_8xb2-lsj-50e_coco/'
     'mask2former_r50_8xb2-lsj-50e_coco_20220506_191028-41b088b6.pth'
 )
-optim_wrapper = dict(paramwise_cfg=dict(rollback=dict(min_level=1e-3)))  # neck and head are pre-trained too
+# Neck and head are pre-trained too, so their level is 0.3 of max_level. rollback=dict(min_level=0) leaves them free.

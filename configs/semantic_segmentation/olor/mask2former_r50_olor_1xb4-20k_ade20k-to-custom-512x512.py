@@ -6,4 +6,4 @@ load_from = (
     'https://download.openmmlab.com/mmsegmentation/v0.5/mask2former/mask2former_r50_8xb2-160k_ade20k-512x512/'
     'mask2former_r50_8xb2-160k_ade20k-512x512_20221204_000055-2d1f55f1.pth'
 )
-optim_wrapper = dict(paramwise_cfg=dict(rollback=dict(min_level=1e-3)))  # neck and head are pre-trained too
+# Neck and head are pre-trained too, so their level is 0.3 of max_level. rollback=dict(min_level=0) leaves them free.

@@ -6,4 +6,4 @@ load_from = (
     'https://download.openmmlab.com/mmsegmentation/v0.5/segformer/segformer_mit-b0_512x512_160k_ade20k/'
     'segformer_mit-b0_512x512_160k_ade20k_20210726_101530-8ffa8fda.pth'
 )
-optim_wrapper = dict(paramwise_cfg=dict(rollback=dict(min_level=1e-3)))  # neck and head are pre-trained too
+# Neck and head are pre-trained too, so their level is 0.3 of max_level. rollback=dict(min_level=0) leaves them free.
