@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import SkipTest
 
 import pytest
+import rich
 from conftest import CLASSIFICATION, ROOT, run, tool
 from markdown_it import MarkdownIt
 from mmengine.config import Config
@@ -93,6 +94,7 @@ def run_page(page: Path, folder: Path, quick: bool) -> None:
     document = Document.parse(str(ROOT / page), *parsers)
     made = (ROOT / '.venv/.ready').is_file()
     document.namespace.update(quick=quick, made=made, page=ROOT / page)
+    rich.get_console().clear_live()  # where an inferencer of MMEngine failed in this process, its progress bar stays
     for example in document:
         try:
             example.evaluate()
