@@ -31,7 +31,7 @@ class PretrainedSelection:
     """Decides, when anchors are captured, which parameters were pre-trained, and logs it.
 
     Candidates are the parameters that are trained and have a level above 0; ``kept`` says where anchors are kept.
-    Warnings are logged, and kept in ``told``.
+    Warnings are logged, and kept in ``told``; that nothing is rolled back for now is in ``idle`` too.
     """
 
     start: 'Start'
@@ -51,6 +51,7 @@ class PretrainedSelection:
         self.claimed = set(self.names)
         self.selected: set[nn.Parameter] | None = None
         self.told: list[str] = []
+        self.idle: list[str] = []
         self.filled = filled_in_constructor(model)
         # where something may have been loaded out of sight
         self.places: dict[str, set[nn.Parameter]] = {}
@@ -237,8 +238,6 @@ class PretrainedSelection:
         else:
             changed = {p for p in unseen if self._is_changed(p)}
             self._warn(f'{what}they were initialised since the model was built, and no checkpoint was loaded', changed)
-            hidden = unseen.intersection(self.as_built) - changed - set(self.filled)
-            self._warn(f'{what}nothing was seen to be loaded, which is right only if a constructor loads them', hidden)
         return selected
 
     def _warn(self, what: str, params: set, hint: str = '') -> None:
@@ -259,12 +258,15 @@ class PretrainedSelection:
         still = selected - moving
         if selected and not selected & moving:
             self._warn(f'are pre-trained and not {what}: they are frozen, or have lr 0', still)
+            self.idle = self.told[-1:]
         free = self._parts(self.among([p for p in self.names if p in moving - candidates]))
         free_parts = ', '.join(f'{part} {count}' for part, count in free.items())
         size = sum(p.numel() * p.element_size() for p in selected if p.requires_grad) / 2**20
+        unseen = 0 if self.was_initialised else len(selected) - len(self.record.loaded(selected))
         print_log(
             f'OLOR: {len(selected)} of {len(self.candidates)} parameter tensors with a level above 0 are '
             f'pre-trained and {what} ({shares})'
+            + (f', {unseen} of them by pretrained={self.pretrained!r} alone: no load was seen' if unseen else '')
             + (f', {len(still)} of them once they are trained: they are frozen now' if still else '')
             + (f'; {free.total()} more are pre-trained and have level 0 ({free_parts})' if free else '')
             + f'; that is {size:.1f} MiB of weights to return to{self.kept}. Pre-trained norm layers: '

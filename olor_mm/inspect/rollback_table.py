@@ -113,7 +113,7 @@ def _fill(runner: Runner, origins: dict, points: list[list[dict]], index: dict, 
     selected = set()
     with contextlib.suppress(ValueError):  # reported by walk_schedule
         selected = set(optimizer.select_pretrained(optimizer.undecided()))
-    report.warnings += optimizer.select_pretrained.told
+    report.warnings += optimizer.select_pretrained.idle
     report.norms = summary(model, optimizer.select_pretrained.norm_layers)
     numbers = {p: i for i, group in enumerate(optimizer.param_groups) for p in group['params']}
     states = statistics_states(model)
