@@ -51,9 +51,10 @@ def stock_wrapper(model: nn.Module, **optimizer) -> OptimWrapper:
     return build_optim_wrapper(model, cfg)
 
 
-def olor_wrapper(model: nn.Module, **optimizer) -> OptimWrapper:
-    """The same with rollback of the backbone."""
-    rollback = dict(max_level=1e-2, pretrained=['backbone'])  # prefixes, as there is no checkpoint
+def olor_wrapper(model: nn.Module, max_drift: float | None = None, **optimizer) -> OptimWrapper:
+    """The same with rollback of the backbone, by a level or by a drift budget."""
+    strength = dict(max_level=1e-2) if max_drift is None else dict(max_drift=max_drift)
+    rollback = dict(strength, pretrained=['backbone'])  # prefixes, as there is no checkpoint
     cfg = dict(
         constructor='OLOROptimWrapperConstructor',
         optimizer={**ADAMW, 'type': 'AdamWOLOR', **optimizer},

@@ -47,8 +47,10 @@ class TwoPassSGD(Rollback, SGD):
 # --- is it right ---------------------------------------------------------------------------------------------------
 
 
-def reference(start: list[Tensor], grads: list[list[Tensor] | None], rates: list[float], level: float, kind: str):
-    """The rule of DESIGN section 1 in float64, written out; a step without gradients was skipped."""
+def reference(
+    start: list[Tensor], grads: list[list[Tensor] | None], rates: list[float], level: float, kind: str, budget: float
+):
+    """The rules of docs/en/method.md in float64, written out; a step without gradients was skipped."""
     values, mean, square, t = [p.double() for p in start], {}, {}, 0
     for step, rate in zip(grads, rates):
         if step is None:
@@ -67,6 +69,8 @@ def reference(start: list[Tensor], grads: list[list[Tensor] | None], rates: list
                 update = mean[i] / (1 - 0.9**t) / ((square[i] / (1 - 0.999**t)).sqrt() + 1e-8)
                 learned = p * (1 - rate * DECAY if kind == 'adamw' else 1) - rate * update
             w = level * rate / rates[0]
+            if budget:
+                w = ((learned - p).norm() / (budget * anchor.double().norm())).clamp(max=1)
             values[i] = learned - w * (learned - anchor.double())
     return values
 
@@ -77,15 +81,16 @@ def drawn(dtype: torch.dtype, seed: int) -> list[Tensor]:
     return [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in values]
 
 
-def error_of(make: Callable, kind: str, dtype=torch.float32, drive=None, level=0.3, steps=8) -> float:
+def error_of(make: Callable, kind: str, dtype=torch.float32, drive=None, level=0.3, budget=0.0, steps=8) -> float:
     """Largest deviation from float64 after some steps, relative to the largest weight."""
     start = [0.02 * p for p in drawn(dtype, 0)]
     params = [nn.Parameter(p.clone()) for p in start]
     grads = [drawn(dtype, 1 + step) for step in range(steps)]
     rates = [1e-2 * (1 - 0.5 * step / steps) for step in range(steps)]
-    optimizer = make([dict(params=params[:2]), dict(params=params[2:])], lr=rates[0], rollback=level)
+    strength = dict(rollback_drift=budget) if budget else dict(rollback=level)
+    optimizer = make([dict(params=params[:2]), dict(params=params[2:])], lr=rates[0], **strength)
     done = (drive or plain)(optimizer, params, grads, rates)
-    expected = reference(start, done, rates, level, kind)
+    expected = reference(start, done, rates, level, kind, budget)
     error = max((p.detach().double() - e).abs().max() for p, e in zip(params, expected))
     return float(error / max(e.abs().max() for e in expected))
 
@@ -209,8 +214,36 @@ def checks() -> dict[str, tuple[Callable[[], float], float]]:
         "anchor_device='cpu'": (partial(error_of, of(AdamWOLOR, anchor_device='cpu'), 'adamw'), single),
         'anchor_file': (partial(error_of, in_file(AdamWOLOR), 'adamw'), single),
     }
+    budget = dict(budget=4.0)  # of weights that are small here against a step
+    found |= {
+        'AdamWOLOR, budget': (partial(error_of, of(AdamWOLOR), 'adamw', **budget), single),
+        # with L2 the gradient is small where the weight is large: more of it is rounding
+        'AdamOLOR, budget': (partial(error_of, of(AdamOLOR), 'adam', **budget), 5 * single),
+        'SGDOLOR, budget': (partial(error_of, of(SGDOLOR, **momentum), 'sgd', budget=30.0), single),
+        'AdamWOLOR, budget, foreach': (partial(error_of, of(AdamWOLOR, foreach=True), 'adamw', **budget), single),
+        'AdamWOLOR, budget, bf16 parameters': (partial(error_of, of(AdamWOLOR), 'adamw', **budget, **brain), 8 * 2**-9),
+        "AdamWOLOR, budget, anchor_device='cpu'": (
+            partial(error_of, of(AdamWOLOR, anchor_device='cpu'), 'adamw', **budget),
+            single,
+        ),
+    }
     if HAS_GPU:
         capturable = dict(capturable=True)
+        found |= {
+            'budget, GradScaler': (partial(error_of, of(AdamWOLOR), 'adamw', drive=with_scaler, **budget), single),
+            'budget, GradScaler, two passes': (
+                partial(error_of, of(TwoPassAdamW), 'adamw', drive=with_scaler, **budget),
+                single,
+            ),
+            'budget, CUDA graph': (
+                partial(error_of, of(AdamWOLOR, **capturable), 'adamw', drive=in_graph, **budget),
+                single,
+            ),
+            'budget, no waiting': (
+                partial(error_of, of(AdamWOLOR), 'adamw', drive=without_waiting, **budget),
+                single,
+            ),
+        }
         found |= {
             'GradScaler, an inf in two steps': (partial(error_of, of(AdamWOLOR), 'adamw', drive=with_scaler), single),
             'the same, two passes': (partial(error_of, of(TwoPassAdamW), 'adamw', drive=with_scaler), single),
@@ -297,6 +330,8 @@ def optimizers(names: Iterable[str] = ()) -> dict[str, Callable[[nn.Module], Opt
         'AdamW, foreach': lambda m: AdamW(stock_groups(m), foreach=True, **options),
         'AdamW, loop': lambda m: AdamW(stock_groups(m), foreach=False, fused=False, **options),
         'AdamWOLOR (one pass)': lambda m: AdamWOLOR(layered(m), **options),
+        'AdamWOLOR, drift budget (kernels)': lambda m: AdamWOLOR(stock_groups(m), rollback_drift=0.05, **options),
+        'AdamWOLOR, drift budget, two passes': lambda m: TwoPassAdamW(stock_groups(m), rollback_drift=0.05, **options),
         'AdamWOLOR, two passes, fused': lambda m: TwoPassAdamW(layered(m), **options),
         'AdamWOLOR, two passes, foreach': lambda m: AdamWOLOR(layered(m), foreach=True, **options),
         'AdamWOLOR, two passes, loop': lambda m: AdamWOLOR(layered(m), foreach=False, fused=False, **options),
@@ -353,7 +388,8 @@ def iteration_times(name: str, batch: int, rounds: int, count: int) -> list[dict
     for dtype in ('bfloat16', 'float16') if HAS_GPU else ('bfloat16',):
         steps = {}
         again = 'AdamW, fused, once more'  # how much is chance
-        for label in ('AdamW, fused', again, 'AdamWOLOR (one pass)', 'AdamWOLOR, two passes, fused'):
+        labels = ('AdamWOLOR (one pass)', 'AdamWOLOR, two passes, fused', 'AdamWOLOR, drift budget (kernels)')
+        for label in ('AdamW, fused', again, *labels):
             torch.manual_seed(0)
             model = made(name).to(memory_format=torch.channels_last).train()
             model.zero_grad()
@@ -388,6 +424,7 @@ def graph_times(name: str, rounds: int, count: int) -> list[dict]:
     makers = {
         'AdamW, fused': lambda m: AdamW(stock_groups(m), **options),
         'AdamWOLOR (one pass)': lambda m: AdamWOLOR(layered(m), **options),
+        'AdamWOLOR, drift budget (kernels)': lambda m: AdamWOLOR(stock_groups(m), rollback_drift=0.05, **options),
         'AdamWOLOR, two passes, fused': lambda m: TwoPassAdamW(layered(m), **options),
         'AdamWOLOR, bf16 anchors': lambda m: AdamWOLOR(layered(m), anchor_dtype='bfloat16', **options),
     }

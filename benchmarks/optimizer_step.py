@@ -82,6 +82,8 @@ def adamw_rows(weights: str) -> dict[str, Callable[[nn.Module], Optimizer]]:
         STOCK: lambda model: stock_wrapper(model).optimizer,
         OURS: lambda model: olor_wrapper(model).optimizer,
         'OLOR, one group': lambda model: AdamWOLOR(model.parameters(), rollback=1e-2, **OPTIONS),
+        'OLOR, drift budget': lambda model: olor_wrapper(model, max_drift=0.05).optimizer,
+        'OLOR, drift budget, no kernel': lambda model: olor_wrapper(model, max_drift=0.05, type=TwoPass).optimizer,
         'OLOR, two passes': lambda model: olor_wrapper(model, type=TwoPass).optimizer,
         BF16: lambda model: olor_wrapper(model, anchor_dtype='bfloat16').optimizer,
         FILE: lambda model: olor_wrapper(model, anchor_file=weights).optimizer,

@@ -23,6 +23,7 @@ from .settings import SECTION_KEYS, STOCK_KEYS, WHERE, RollbackSettings, as_dict
 from .start import Start, StartOfTraining
 from .zero import ZeroRedundancyOptimizerOLOR
 
+STRENGTHS = dict(rollback='rollback', max_drift='rollback_drift')  # in `custom_keys`, to options of a parameter group
 OF_PLACE = dict(anchor_dtype=' as ', anchor_device=' on ', anchor_file=', mapped from ')
 
 
@@ -72,14 +73,15 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__({**optim_wrapper_cfg, 'optimizer': optimizer}, {**stock, 'rollback': self.settings})
         if self.settings.layer_decay_rate < 1 and self.base_lr is None:
             raise ValueError('optimizer.lr=None: paramwise_cfg.layer_decay_rate is a multiple of it; set optimizer.lr')
+        has_level = self.settings.max_drift is None and self.settings.max_level
         follows_rate = RULES[self.settings.rule].is_review and self.settings.coupling == 'lr'
-        if self.base_lr == 0 and self.settings.max_level and follows_rate:
+        if self.base_lr == 0 and has_level and follows_rate:
             hint = "set the rate that training starts from, or coupling='constant'"
             raise ValueError(f'optimizer.lr={self.base_lr!r}: levels are meant for it and follow it; {hint}')
         self.optimizer_cfg = self._rollback_optimizer(optimizer)
 
     def _rollback_optimizer(self, cfg: dict) -> dict:
-        for key in ('rollback', 'rollback_coupling', 'rollback_rule', 'rollback_new'):
+        for key in ('rollback', 'rollback_drift', 'rollback_coupling', 'rollback_rule', 'rollback_new'):
             if key in cfg:
                 raise ValueError(f'optimizer.{key}={cfg[key]!r}: this constructor sets it by {WHERE}; move it there')
         zero = any(is_named(cfg.get('type'), t) for t in (ZeroRedundancyOptimizer, ZeroRedundancyOptimizerOLOR))
@@ -104,7 +106,8 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         record = LoadRecord(model)
         optim_wrapper = super().__call__(model)
         optimizer = optim_wrapper.optimizer
-        getattr(optimizer, 'optim', optimizer).warn = _log_warning
+        inner = getattr(optimizer, 'optim', optimizer)
+        inner.warn = _log_warning
         candidates = optimizer.undecided()
         if candidates and self.settings.pretrained == 'auto' and was_initialised(model):
             repeat_loading(model, record)
@@ -116,6 +119,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for group in optimizer.param_groups:
             group['names'] = [selection.names[p] for p in group['params']]
         optimizer.select_pretrained = selection
+        inner.names = selection.names
         mix_in(optim_wrapper, StartOfTraining)
         optim_wrapper.start = Start(optimizer, selection, optim_wrapper.message_hub, self.heads)
         selection.start = optim_wrapper.start  # for a loop that steps the optimizer by itself
@@ -134,7 +138,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if settings.layer_decay_rate < 1 and settings.layer_index == 'block':
             decayed = {**index, **declared_layers(model)}
         names = {p: name for name, p in model.named_parameters()}
-        custom = _custom_levels(settings.custom_levels, [clean_name(name) for name in names.values()])
+        custom = _custom_strengths(settings.custom_strengths, [clean_name(name) for name in names.values()])
         heads = {name for name in after_backbones(model, index) if clean_name(name) not in custom}
         _note_unused(self.paramwise_cfg.get('custom_keys', {}), names.values())
         by_parameter: dict[nn.Parameter, dict] = {}
@@ -143,12 +147,12 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self.heads = [p for p in by_parameter if names[p] in heads]
         for p, group in by_parameter.items():
             name = names[p]
-            level = custom.get(clean_name(name), settings.level(*index[name], bool(self.heads)))
-            group = {**group, 'rollback': level}
-            otherwise = custom.get(clean_name(name), settings.level(*index[name]))
-            if otherwise != level:  # known when all is loaded, see Start
-                group[OTHERWISE] = otherwise
-            if level and settings.new_level:
+            strength = custom.get(clean_name(name), settings.strength(*index[name], bool(self.heads)))
+            group = {**group, **strength}
+            otherwise = custom.get(clean_name(name), settings.strength(*index[name]))
+            if otherwise != strength:  # known when all is loaded, see Start
+                group[OTHERWISE] = otherwise['rollback']
+            if strength.get('rollback') and settings.new_level:
                 group['rollback_new'] = settings.new_level
             i, n = decayed[name]
             scale = settings.layer_decay_rate ** (n - i)
@@ -161,30 +165,33 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
 def _parsed(paramwise_cfg: Mapping) -> tuple[dict, RollbackSettings]:
     """The stock part of ``paramwise_cfg``, and our settings in it.
 
-    A ``rollback`` in an entry of ``custom_keys`` is taken out of what MMEngine sees: its matching gives a parameter the
-    first entry that fits, and an entry with a level alone would hide stock options of another.
+    A level or a budget in an entry of ``custom_keys`` is taken out of what MMEngine sees: its matching gives a
+    parameter the first entry that fits, and an entry with nothing else would hide stock options of another.
     """
     cfg = dict(as_dict(paramwise_cfg, 'paramwise_cfg', 'dict(rollback=dict(max_level=1e-2))'))
     if '_delete' in cfg:  # in stock configs of Twins; MMEngine ignores it
         _log_warning(f'paramwise_cfg._delete={cfg.pop("_delete")!r} is not used')
     check_keys(cfg, ('rollback', 'layer_decay_rate', *STOCK_KEYS), 'paramwise_cfg')
     where = 'paramwise_cfg.custom_keys'
-    entries, levels = {}, {}
+    entries, strengths = {}, {}
     for key, options in as_dict(cfg.get('custom_keys', {}), where, "{'head': dict(lr_mult=10)}").items():
         options = dict(as_dict(options, f'{where}[{key!r}]', 'dict(lr_mult=10)'))
         ours = [name for name in options if name in SECTION_KEYS or nearest(name, ['rollback'])]
-        check_keys({name: options[name] for name in ours}, ('rollback', 'lr_mult', 'decay_mult'), f'{where}[{key!r}]')
-        if 'rollback' in options:
-            levels[key] = options.pop('rollback')
-        if options or key not in levels:
+        known = (*STRENGTHS, 'lr_mult', 'decay_mult')
+        check_keys({name: options[name] for name in ours}, known, f'{where}[{key!r}]')
+        if found := {name: options.pop(name) for name in STRENGTHS if name in options}:
+            strengths[key] = found
+        if options or key not in strengths:
             entries[key] = options
     rate = cfg.pop('layer_decay_rate', 1.0)
-    settings = RollbackSettings.from_cfg(cfg.pop('rollback', {}), layer_decay_rate=rate, custom_levels=levels)
+    settings = RollbackSettings.from_cfg(cfg.pop('rollback', {}), layer_decay_rate=rate, custom_strengths=strengths)
     _note_unused_settings(settings)
     return {**cfg, 'custom_keys': entries} if 'custom_keys' in cfg else cfg, settings
 
 
 def _note_unused_settings(settings: RollbackSettings) -> None:
+    if settings.max_drift is not None:
+        return
     if settings.power == 0 and settings.min_level and settings.min_level < settings.max_level:
         _log_warning(f'{WHERE}.min_level={settings.min_level!r} is not used with power=0: all layers have max_level')
     is_uniform = settings.power == 0 or settings.min_level == settings.max_level
@@ -204,20 +211,21 @@ def _check_wrapper(cfg: Mapping) -> None:
             )
 
 
-def _custom_levels(levels: Mapping[str, float], names: list[str]) -> dict[str, float]:
-    """Parameter name to the level of the longest key that is part of it, as MMEngine matches ``custom_keys``.
+def _custom_strengths(strengths: Mapping[str, Mapping[str, float]], names: list[str]) -> dict[str, dict[str, float]]:
+    """Parameter name to the options of the longest key that is part of it, as MMEngine matches ``custom_keys``.
 
     Raises:
         ValueError: If a key is part of no name.
     """
-    found: dict[str, float] = {}
-    for key in sorted(levels, key=lambda key: (-len(key), key)):
+    found: dict[str, dict[str, float]] = {}
+    for key in sorted(strengths, key=lambda key: (-len(key), key)):
         fitting = [name for name in names if key in (name if '.' in name else f'.{name}')]
         if not fitting:
-            where = f'paramwise_cfg.custom_keys[{key!r}].rollback={levels[key]!r}'
+            option, value = next(iter(strengths[key].items()))
+            where = f'paramwise_cfg.custom_keys[{key!r}].{option}={value!r}'
             raise ValueError(f'{where}: {key!r} is part of no parameter name{_like(key, names)}')
         for name in fitting:
-            found.setdefault(name, levels[key])
+            found.setdefault(name, {STRENGTHS[option]: value for option, value in strengths[key].items()})
     return found
 
 

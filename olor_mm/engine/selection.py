@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.logging import print_log
@@ -46,7 +46,7 @@ class PretrainedSelection:
     ):
         self.model, self.record, self.settings, self.candidates, self.kept = model, record, settings, candidates, kept
         self.pretrained = settings.pretrained
-        self.is_on = settings.max_level > 0
+        self.is_on = settings.is_on
         self.names = {p: clean_name(name) for name, p in model.named_parameters()}
         self.claimed = set(self.names)
         self.selected: set[nn.Parameter] | None = None
@@ -75,7 +75,7 @@ class PretrainedSelection:
         params = self.candidates
         if not params and self.is_on:
             raise ValueError(
-                f'{WHERE}.max_level={self.settings.max_level!r}, but no parameter that is trained has a level above 0: '
+                f'{self.settings.given}, but no parameter that is trained has a level above 0: '
                 'the backbone is frozen, or custom_keys set rollback=0. Train some of it, raise min_level, or set '
                 'max_level=0 for a run without rollback'
             )
@@ -90,7 +90,7 @@ class PretrainedSelection:
             frozen = self.among([p for p in params if not p.requires_grad])
             if frozen:
                 raise ValueError(
-                    f'{WHERE}.max_level={self.settings.max_level!r}, but all {len(frozen)} pre-trained parameters with '
+                    f'{self.settings.given}, but all {len(frozen)} pre-trained parameters with '
                     'a level above 0 are frozen, by the model in train() (frozen_stages) or by a hook. Train some of '
                     'them, or set max_level=0 for a run without rollback'
                 )
@@ -110,7 +110,7 @@ class PretrainedSelection:
 
     def _why_none(self, params: list[nn.Parameter]) -> str:
         """Why none of these parameters counts as pre-trained, and what to do."""
-        custom = {key: level for key, level in self.settings.custom_levels.items() if level}
+        custom = {key: strength for key, strength in self.settings.custom_strengths.items() if any(strength.values())}
         which = f'with a level above 0{f" (custom_keys: {custom})" if custom else ""}'
         without = 'or set max_level=0 for a run without rollback'
         if loaded := self.record.loaded(params):
@@ -195,6 +195,8 @@ class PretrainedSelection:
         if self.selected is None:  # with ZeRO every process asks for its own; the answer is for all of them
             self.require_some()
             self.selected = set(self._select(self.candidates))
+            optimizer: Any = self.start.optimizer
+            getattr(optimizer, 'optim', optimizer).anchored = self.selected
             self._report(self.selected)
         later = [p for p in params if p not in self.names]  # groups that were added by hand
         return [p for p in params if p in self.selected] + (later if self.pretrained == 'all' else [])

@@ -8,8 +8,17 @@ from torch import nn
 
 from ..layers import METHODS, layer_index
 from ..names import nearest
-from ..optim.penalty import SHARE_OF_HEADS, check_levels, check_number, is_number, layer_penalty
-from ..optim.rules import COUPLINGS, RULES, check_new, rule_named
+from ..optim.penalty import (
+    HINTS,
+    SHARE_OF_HEADS,
+    check_budget,
+    check_levels,
+    check_number,
+    is_number,
+    layer_budget,
+    layer_penalty,
+)
+from ..optim.rules import COUPLINGS, RULES, Rule, check_new, rule_named
 
 WHERE = 'paramwise_cfg.rollback'
 STOCK_KEYS = (
@@ -33,6 +42,9 @@ class RollbackSettings:
             Defaults to 0.01, in a config with 'spd' to 1.
         min_level (float, optional): iota_2, lambda of neck and head, in [0, max_level]. None is 0.3 of ``max_level`` if
             any of them is pre-trained, and 0 if none is. Defaults to None.
+        max_drift (float or (float, float), optional): Instead of levels, a drift budget: how far a pre-trained tensor
+            may move, as a share of its norm, see :mod:`olor_mm.optim.rules.drift`. Of two, the first is for the layer
+            nearest the input and the second for neck and head, and ``power`` shapes what is between. Defaults to None.
         power (float): gamma >= 0, the decay of lambda over depth. Defaults to 1, in a config with another rule to 0.
         pretrained (str or list[str]): 'auto' takes the parameters that a checkpoint was loaded into, 'all' takes all,
             a list takes those under these prefixes, e.g. ``['backbone']``. Defaults to 'auto'.
@@ -43,7 +55,8 @@ class RollbackSettings:
             or lambda is ``max_level``, in all layers unless ``power`` is above 0. Defaults to 'olor'.
         new_level (float): beta of L2-SP: it pulls to 0 what was not pre-trained. Defaults to 0.
         layer_decay_rate (float): Beside the section, ``paramwise_cfg.layer_decay_rate``, in (0, 1]. Defaults to 1.
-        custom_levels (Mapping[str, float]): Part of a parameter name to its lambda, from ``custom_keys``.
+        custom_strengths (Mapping[str, Mapping[str, float]]): Part of a parameter name to its ``rollback``, lambda, or
+            its ``max_drift``, a budget, from ``custom_keys``.
 
     Raises:
         ValueError: The message has the key, its value and what would be right.
@@ -51,6 +64,7 @@ class RollbackSettings:
 
     max_level: float = 1e-2
     min_level: float | None = None
+    max_drift: float | tuple[float, float] | None = None
     power: float = 1.0
     pretrained: str | list[str] = 'auto'
     layer_index: str | dict[str, int] = 'block'
@@ -58,7 +72,7 @@ class RollbackSettings:
     rule: str = 'olor'
     new_level: float = 0.0
     layer_decay_rate: float = field(default=1.0, metadata=dict(beside=True))
-    custom_levels: Mapping[str, float] = field(default_factory=dict, metadata=dict(beside=True))
+    custom_strengths: Mapping[str, Mapping[str, float]] = field(default_factory=dict, metadata=dict(beside=True))
 
     @classmethod
     def from_cfg(cls, cfg: Mapping, **beside) -> 'RollbackSettings':
@@ -67,6 +81,11 @@ class RollbackSettings:
         if 'half_life' in cfg:
             raise ValueError(f'{WHERE}.half_life={cfg["half_life"]!r} is gone: give max_level=1 - 2 ** (-1 / steps)')
         check_keys(cfg, SECTION_KEYS, WHERE)
+        if cfg.get('max_drift') is not None:
+            for key in LEVEL_KEYS:
+                if key in cfg:
+                    given = f'{WHERE}.max_drift={cfg["max_drift"]!r} and {key}={cfg[key]!r}'
+                    raise ValueError(f'{given}: a budget and levels are two ways to say how strongly; leave one out')
         rule = cfg.get('rule')
         defaults = RULES[rule].defaults if isinstance(rule, str) and rule in RULES else {}
         return cls(**{**defaults, **cfg, **beside})
@@ -80,6 +99,28 @@ class RollbackSettings:
         except ValueError as error:
             raise ValueError(f'{WHERE}: {error}') from error
 
+    @property
+    def is_on(self) -> bool:
+        """Whether layers have a level or a budget."""
+        return self.max_level > 0 if self.max_drift is None else True
+
+    @property
+    def shown_rule(self) -> Rule:
+        """The rule of the layers: that of the section, or the drift budget."""
+        return RULES[self.rule if self.max_drift is None else 'drift']
+
+    @property
+    def given(self) -> str:
+        """What the config says about how strongly, for messages."""
+        key = 'max_level' if self.max_drift is None else 'max_drift'
+        return f'{WHERE}.{key}={getattr(self, key)!r}'
+
+    def strength(self, layer: int, num_layers: int, heads_are_pretrained: bool = False) -> dict[str, float]:
+        """Options of a parameter group in layer i of n: its ``rollback``, or its ``rollback_drift``."""
+        if self.max_drift is None:
+            return dict(rollback=self.level(layer, num_layers, heads_are_pretrained))
+        return dict(rollback_drift=layer_budget(layer, num_layers, self.max_drift, self.power))
+
     def level(self, layer: int, num_layers: int, heads_are_pretrained: bool = False) -> float:
         """lambda of layer i of n, see :func:`olor_mm.optim.layer_penalty`; for any rule."""
         min_level = self.min_level
@@ -89,6 +130,8 @@ class RollbackSettings:
 
     def __post_init__(self):
         rule = rule_named(self.rule, f'{WHERE}.rule')
+        if rule.is_drift:
+            raise ValueError(f'{WHERE}.rule={self.rule!r}: give max_drift=0.05, a budget, instead of a rule')
         min_level = 0.0 if self.min_level is None else self.min_level
         check_levels(self.max_level, min_level, self.power, f'{WHERE}.', rule.highest)
         check_new(rule, self.new_level, f'{WHERE}.new_level')
@@ -112,10 +155,19 @@ class RollbackSettings:
         if not is_number(self.layer_decay_rate) or not 0 < self.layer_decay_rate <= 1:
             given = f'paramwise_cfg.layer_decay_rate={self.layer_decay_rate!r}'
             raise ValueError(f'{given} is not a number in (0, 1]; it multiplies lr once a layer, usually 0.6 to 0.9')
-        for key, level in self.custom_levels.items():
-            check_number(f'paramwise_cfg.custom_keys[{key!r}].rollback', level, 'it is lambda, e.g. 0.01', rule.highest)
+        for key, strength in self.custom_strengths.items():
+            where = f'paramwise_cfg.custom_keys[{key!r}]'
+            if len(strength) > 1:
+                given = ' and '.join(f'{name}={value!r}' for name, value in strength.items())
+                raise ValueError(f'{where} has {given}: they are two ways to say how strongly; leave one out')
+            for name, value in strength.items():
+                limits = (HINTS[name],) if name == 'max_drift' else ('it is lambda, e.g. 0.01', rule.highest)
+                check_number(f'{where}.{name}', value, *limits)
+        if self.max_drift is not None:
+            check_budget(f'{WHERE}.max_drift', self.max_drift)
 
 
+LEVEL_KEYS = ('max_level', 'min_level', 'rule', 'coupling', 'new_level')
 SECTION_KEYS = [field.name for field in fields(RollbackSettings) if not field.metadata.get('beside')]
 # where keys belong that people look for elsewhere
 HOMES = {

@@ -13,7 +13,6 @@ from mmengine.runner import Runner
 from ..engine.constructor import OLOROptimWrapperConstructor
 from ..engine.optimizers import is_named
 from ..engine.settings import STOCK_KEYS, RollbackSettings
-from ..optim.rules import RULES
 from ..pretrained import statistics_states, summary
 from .libraries import named, quiet
 from .report import CLAIMED, NEW, Parameter, RollbackReport
@@ -51,7 +50,7 @@ def examine(cfg: Config, images: int | None = None) -> RollbackReport:
         points = walk_schedule(runner, report)
         report.steps = report.iterations / runner.optim_wrapper._accumulative_counts
         settings = RollbackSettings.from_cfg((wrapper.get('paramwise_cfg') or {}).get('rollback', {}))
-        report.max_level = settings.max_level if RULES[settings.rule].is_review else None
+        report.max_level = settings.max_level if settings.shown_rule.is_review else None
         _fill(runner, origins, points, settings.index(runner.model), report)
         report.warnings += _warnings(cfg, settings, report)
     return report
@@ -134,7 +133,7 @@ def _fill(runner: Runner, origins: dict, points: list[list[dict]], index: dict, 
 
 
 def _warnings(cfg: Mapping, settings: RollbackSettings, report: RollbackReport) -> Iterator[str]:
-    rows, rule = report.parameters, RULES[settings.rule]
+    rows, rule = report.parameters, settings.shown_rule
     backbone = [row for row in rows if row.layer < row.layers]
     loaded = sum(row.number for row in backbone if row.source != NEW) / (sum(row.number for row in backbone) or 1)
     if any(row.source != NEW for row in rows) and loaded < 0.5:
@@ -158,7 +157,8 @@ def _warnings(cfg: Mapping, settings: RollbackSettings, report: RollbackReport) 
         yield f'Rollback will hardly show: a deviation takes {least}. Raise max_level.'
     if not rule.is_review:
         share = 'w is the share of its decay' if rule.has_share else 'a step takes no fixed share back, so w is 0'
-        yield f'rule={rule.name!r}: the column lambda has its {rule.symbol}; {share}.'
+        given = f'rule={rule.name!r}' if settings.max_drift is None else f'max_drift={settings.max_drift!r}'
+        yield f'{given}: the column lambda has {rule.symbol} of the rule; {share}.'
     elif settings.coupling == 'lr' and not cfg.get('param_scheduler'):
         yield "coupling='lr' without a param_scheduler: w stays at lambda to the end, as with coupling='constant'."
     # without a gradient, a step leaves (1 - w) (1 - lr decay) theta + w theta_0: at rest theta is this share of theta_0

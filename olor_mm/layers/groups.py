@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from torch import Tensor, nn
 
-from ..optim.penalty import SHARE_OF_HEADS, layer_penalty
+from ..optim.penalty import SHARE_OF_HEADS, check_budget, layer_budget, layer_penalty
 from .index import Layers, layer_index
 from .network import networks
 
@@ -15,6 +15,7 @@ def rollback_groups(
     max_level: float = 1e-2,
     min_level: float | None = None,
     power: float = 1.0,
+    max_drift: float | tuple[float, float] | None = None,
     options: Callable[[str, nn.Parameter], dict] | None = None,
 ) -> list[dict]:
     """Parameter groups of a model for any optimizer of :mod:`olor_mm.optim`, each layer with its level.
@@ -27,7 +28,9 @@ def rollback_groups(
         max_level (float): Level of the layer nearest the input, see :func:`olor_mm.optim.layer_penalty`.
         min_level (float, optional): Level of what comes after the backbone, where it is pre-trained. Defaults to 0.3 of
             ``max_level``, and to 0 if nothing is pre-trained there.
-        power (float): How the level falls in between.
+        power (float): How the level falls, or the budget goes, in between.
+        max_drift (float or (float, float), optional): Instead of levels, a drift budget, see
+            :func:`olor_mm.optim.layer_budget`. Defaults to None.
         options (Callable, optional): From name and parameter to further options of its group, e.g.
             ``lambda name, p: dict(weight_decay=0.0) if p.ndim < 2 else {}``. Defaults to none.
 
@@ -55,13 +58,16 @@ def rollback_groups(
         raise ValueError(f'pretrained={names[:3]}: the model {fault}')
     if min_level is None:
         min_level = SHARE_OF_HEADS * max_level if known.intersection(after_backbones(model, index)) else 0.0
+    if max_drift is not None:
+        check_budget('max_drift', max_drift)
+
+    def strength(name: str) -> dict[str, float]:
+        if max_drift is None:
+            return dict(rollback=layer_penalty(*index[name], max_level, min_level, power) if name in known else 0.0)
+        return dict(rollback_drift=layer_budget(*index[name], max_drift, power) if name in known else 0.0)
+
     return merge(
-        dict(
-            params=[p],
-            names=[name],
-            rollback=layer_penalty(*index[name], max_level, min_level, power) if name in known else 0.0,
-            **(options(name, p) if options else {}),
-        )
+        dict(params=[p], names=[name], **strength(name), **(options(name, p) if options else {}))
         for name, p in model.named_parameters()
     )
 

@@ -17,7 +17,7 @@ from .optimizers import (
     registered,
     with_rollback,
 )
-from .penalty import check_levels, layer_penalty
+from .penalty import check_levels, layer_budget, layer_penalty
 from .rollback import Rollback
 
 with suppress(ImportError):  # torch before 2.5 has neither, torch before 2.9 has no Muon
@@ -37,6 +37,7 @@ __all__ = [
     'Rollback',
     'RpropOLOR',
     'check_levels',
+    'layer_budget',
     'layer_penalty',
     'registered',
     'with_rollback',

@@ -60,7 +60,7 @@ def fetched(batches: Iterable[tuple]) -> Iterator[tuple]:
     local tensors.
     """
     for weight, params, anchors in batches:
-        pairs = list(zip(_local(params), _local(anchors)))
+        pairs = list(zip(local(params), local(anchors)))
         near = [(p, a) for p, a in pairs if a.device == p.device and a.dtype == p.dtype]
         if near:
             yield weight, [p for p, _ in near], [a for _, a in near]
@@ -69,7 +69,8 @@ def fetched(batches: Iterable[tuple]) -> Iterator[tuple]:
                 yield weight, [p], [a.to(p.device, p.dtype, non_blocking=True)]
 
 
-def _local(tensors: list[Tensor]) -> list[Tensor]:
+def local(tensors: list[Tensor]) -> list[Tensor]:
+    """Of a ``DTensor``, the part that this process has."""
     return [t.to_local() if hasattr(t, 'to_local') else t for t in tensors]
 
 

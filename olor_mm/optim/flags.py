@@ -21,14 +21,28 @@ def listed(params: Iterable) -> Iterable:
     return [read(entry) for entry in params]
 
 
-def fastest_flags(cls: type, params: Iterable, rollback: float, options: dict) -> dict:
+def portions(params: list[torch.nn.Parameter], size: int) -> Iterator[list[torch.nn.Parameter]]:
+    """Parameters in their order, so many at a time as have at most this number of elements, or one that has more."""
+    portion: list[torch.nn.Parameter] = []
+    count = 0
+    for p in params:
+        if portion and count + p.numel() > size:
+            yield portion
+            portion, count = [], 0
+        portion.append(p)
+        count += p.numel()
+    if portion:
+        yield portion
+
+
+def fastest_flags(cls: type, params: Iterable, is_on: bool, options: dict) -> dict:
     """``dict(fused=True)`` where torch has such a kernel for these parameters, else {}: torch then chooses by itself.
 
     ``foreach`` is not forced on CPU, where torch leaves it off: there it takes 1.1 to 1.5 times as long as the loop
     (``python benchmarks/optimizer_step.py``). Without any rollback, nothing is changed of the base optimizer.
     """
     groups = [entry for entry in params if isinstance(entry, dict)] if isinstance(params, (list, tuple)) else []
-    if not rollback and not any(group.get('rollback') for group in groups):
+    if not is_on and not any(group.get('rollback') or group.get('rollback_drift') for group in groups):
         return {}
     inits = [base.__init__ for base in cls.__mro__]  # type: ignore[misc]  # of classes, not of instances
     takes_fused = any('fused' in inspect.signature(init).parameters for init in inits)

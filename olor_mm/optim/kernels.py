@@ -6,6 +6,7 @@ element. It updates the memory, which is float32, in place.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from .one_pass import Scalars, chunks_of
 
 CHUNK = 1 << 14  # elements that a thread takes at a time
 TAKES_TENSORS = False  # for a learning rate, the scale of gradients, or whether a step is skipped
+CACHED = 1 << 19  # elements that are still in a cache when they are taken back
 COMPILED = dict(nogil=True, cache=True, error_model='numpy', fastmath={'contract'})
+MEASURED = dict(COMPILED, fastmath={'contract', 'reassoc'})  # a sum in one order only is no work for vectors
 
 
 @intrinsic
@@ -40,52 +43,77 @@ def _review(learned, anchor, w):
 
 
 @njit(**COMPILED)
-def _adam_chunk(row, start, size, scalars):
-    lr, l2, decay, beta1, beta2, eps, w = scalars
+def _adam(i, P, G, M, V, numbers):
+    rate, correction, l2, kept, b1, b2, eps = numbers
+    g = G[i] + l2 * P[i]
+    m = M[i] + (np.float32(1) - b1) * (g - M[i])
+    v = b2 * V[i] + (np.float32(1) - b2) * (g * g)
+    M[i], V[i] = m, v
+    return kept * P[i] - rate * (m / (np.sqrt(v) * correction + eps))
+
+
+@njit(**COMPILED)
+def _adam_numbers(row, scalars):
+    lr, l2, decay, beta1, beta2, eps, _ = scalars
     step = _span(row[5], 0, 1)[0]
     rate, correction = np.float32(lr / (1 - beta1**step)), np.float32(1 / math.sqrt(1 - beta2**step))
-    kept, l2_32, eps_32 = np.float32(decay), np.float32(l2), np.float32(eps)
-    b1, b2, w_32 = np.float32(beta1), np.float32(beta2), np.float32(w)
+    kept = np.float32(decay)
+    return rate, correction, np.float32(l2), kept, np.float32(beta1), np.float32(beta2), np.float32(eps)
+
+
+@njit(**COMPILED)
+def _adam_chunk(row, start, size, scalars):
     P, G, A = _span(row[0], start, size), _span(row[1], start, size), _span(row[2], start, size)
     M, V = _span(row[3], start, size), _span(row[4], start, size)
+    numbers, w = _adam_numbers(row, scalars), np.float32(scalars[6])
     for i in range(size):
-        g = G[i] + l2_32 * P[i]
-        m = M[i] + (np.float32(1) - b1) * (g - M[i])
-        v = b2 * V[i] + (np.float32(1) - b2) * (g * g)
-        M[i], V[i] = m, v
-        P[i] = _review(kept * P[i] - rate * (m / (np.sqrt(v) * correction + eps_32)), A[i], w_32)
+        P[i] = _review(_adam(i, P, G, M, V, numbers), A[i], w)
 
 
-@njit(parallel=True, **COMPILED)
-def adam(addresses, sizes, scalars, chunks):
-    """Columns: parameter, gradient, anchor, exp_avg, exp_avg_sq, step; ``step`` is advanced."""
-    for row in addresses:
-        _span(row[5], 0, 1)[0] += 1
-    for i in prange(len(chunks)):
-        tensor, start = chunks[i]
-        _adam_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
+@njit(**MEASURED)
+def _adam_measured(row, start, size, scalars):
+    P, G = _span(row[0], start, size), _span(row[1], start, size)
+    M, V = _span(row[3], start, size), _span(row[4], start, size)
+    numbers, total = _adam_numbers(row, scalars), np.float32(0)
+    for i in range(size):
+        learned = _adam(i, P, G, M, V, numbers)
+        total += (learned - P[i]) * (learned - P[i])
+        P[i] = learned
+    return total
+
+
+@njit(**COMPILED)
+def _momentum(i, P, G, B, numbers):
+    rate, l2, kept, damped, looks_ahead = numbers
+    g = G[i] + l2 * P[i]
+    b = kept * B[i] + damped * g
+    B[i] = b
+    return P[i] - rate * (g + kept * b if looks_ahead else b)
+
+
+@njit(**COMPILED)
+def _momentum_numbers(scalars):
+    lr, l2, momentum, dampening, nesterov, _ = scalars
+    return np.float32(lr), np.float32(l2), np.float32(momentum), np.float32(1 - dampening), nesterov != 0
 
 
 @njit(**COMPILED)
 def _momentum_chunk(row, start, size, scalars):
-    lr, l2, momentum, dampening, nesterov, w = scalars
-    rate, l2_32, w_32 = np.float32(lr), np.float32(l2), np.float32(w)
-    kept, damped, looks_ahead = np.float32(momentum), np.float32(1 - dampening), nesterov != 0
     P, G, A = _span(row[0], start, size), _span(row[1], start, size), _span(row[2], start, size)
-    B = _span(row[3], start, size)
+    B, numbers, w = _span(row[3], start, size), _momentum_numbers(scalars), np.float32(scalars[5])
     for i in range(size):
-        g = G[i] + l2_32 * P[i]
-        b = kept * B[i] + damped * g
-        B[i] = b
-        P[i] = _review(P[i] - rate * (g + kept * b if looks_ahead else b), A[i], w_32)
+        P[i] = _review(_momentum(i, P, G, B, numbers), A[i], w)
 
 
-@njit(parallel=True, **COMPILED)
-def momentum_sgd(addresses, sizes, scalars, chunks):
-    """Columns: parameter, gradient, anchor, momentum_buffer."""
-    for i in prange(len(chunks)):
-        tensor, start = chunks[i]
-        _momentum_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
+@njit(**MEASURED)
+def _momentum_measured(row, start, size, scalars):
+    P, G, B = _span(row[0], start, size), _span(row[1], start, size), _span(row[3], start, size)
+    numbers, total = _momentum_numbers(scalars), np.float32(0)
+    for i in range(size):
+        learned = _momentum(i, P, G, B, numbers)
+        total += (learned - P[i]) * (learned - P[i])
+        P[i] = learned
+    return total
 
 
 @njit(**COMPILED)
@@ -96,12 +124,100 @@ def _sgd_chunk(row, start, size, scalars):
         P[i] = _review(P[i] - rate * (G[i] + l2_32 * P[i]), A[i], w_32)
 
 
+@njit(**MEASURED)
+def _sgd_measured(row, start, size, scalars):
+    rate, l2_32, total = np.float32(scalars[0]), np.float32(scalars[1]), np.float32(0)
+    P, G = _span(row[0], start, size), _span(row[1], start, size)
+    for i in range(size):
+        learned = P[i] - rate * (G[i] + l2_32 * P[i])
+        total += (learned - P[i]) * (learned - P[i])
+        P[i] = learned
+    return total
+
+
+@njit(**COMPILED)
+def _advance(addresses):
+    for row in addresses:
+        _span(row[5], 0, 1)[0] += 1
+
+
+@njit(parallel=True, **COMPILED)
+def _take_back(addresses, sizes, chunks, radii, lengths, first, last):
+    """Take tensors back by their drift budget, after a step of these squared lengths by chunk."""
+    begun = chunks[first, 0]
+    squares = np.zeros(chunks[last - 1, 0] - begun + 1)
+    for i in range(first, last):
+        squares[chunks[i, 0] - begun] += lengths[i]
+    for i in prange(first, last):
+        tensor, start = chunks[i]
+        length, size = math.sqrt(squares[tensor - begun]), min(CHUNK, sizes[tensor] - start)
+        w = np.float32(min(1.0, length / radii[tensor])) if radii[tensor] > 0 else np.float32(length > 0)
+        if w > 0:
+            P, A = _span(addresses[tensor, 0], start, size), _span(addresses[tensor, 2], start, size)
+            for j in range(size):
+                P[j] = _review(P[j], A[j], w)
+
+
+@njit(parallel=True, **COMPILED)
+def adam(addresses, sizes, scalars, chunks):
+    """Columns: parameter, gradient, anchor, exp_avg, exp_avg_sq, step; ``step`` is advanced."""
+    _advance(addresses)
+    for i in prange(len(chunks)):
+        tensor, start = chunks[i]
+        _adam_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
+
+
+@njit(parallel=True, **COMPILED)
+def momentum_sgd(addresses, sizes, scalars, chunks):
+    """Columns: parameter, gradient, anchor, momentum_buffer."""
+    for i in prange(len(chunks)):
+        tensor, start = chunks[i]
+        _momentum_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
+
+
 @njit(parallel=True, **COMPILED)
 def sgd(addresses, sizes, scalars, chunks):
     """Columns: parameter, gradient, anchor."""
     for i in prange(len(chunks)):
         tensor, start = chunks[i]
         _sgd_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
+
+
+@njit(parallel=True, **COMPILED)
+def adam_within(addresses, sizes, scalars, chunks, radii, portions):
+    """As ``adam``, with a drift budget; ``portions`` (int64) has the first chunk and the end of each."""
+    _advance(addresses)
+    lengths = np.empty(len(chunks))
+    for first, last in portions:
+        for i in prange(first, last):
+            tensor, start = chunks[i]
+            size = min(CHUNK, sizes[tensor] - start)
+            lengths[i] = _adam_measured(addresses[tensor], start, size, scalars[tensor])
+        _take_back(addresses, sizes, chunks, radii, lengths, first, last)
+
+
+@njit(parallel=True, **COMPILED)
+def momentum_sgd_within(addresses, sizes, scalars, chunks, radii, portions):
+    """As ``momentum_sgd``, with a drift budget."""
+    lengths = np.empty(len(chunks))
+    for first, last in portions:
+        for i in prange(first, last):
+            tensor, start = chunks[i]
+            size = min(CHUNK, sizes[tensor] - start)
+            lengths[i] = _momentum_measured(addresses[tensor], start, size, scalars[tensor])
+        _take_back(addresses, sizes, chunks, radii, lengths, first, last)
+
+
+@njit(parallel=True, **COMPILED)
+def sgd_within(addresses, sizes, scalars, chunks, radii, portions):
+    """As ``sgd``, with a drift budget."""
+    lengths = np.empty(len(chunks))
+    for first, last in portions:
+        for i in prange(first, last):
+            tensor, start = chunks[i]
+            size = min(CHUNK, sizes[tensor] - start)
+            lengths[i] = _sgd_measured(addresses[tensor], start, size, scalars[tensor])
+        _take_back(addresses, sizes, chunks, radii, lengths, first, last)
 
 
 def kind(tensors: list[Tensor]) -> tuple | None:
@@ -116,13 +232,26 @@ class Launch:
         method (str): Name of the kernel.
         rows (list[list[Tensor]]): Of every parameter, the columns of the kernel.
         groups (list[int]): Of every parameter, the place of its numbers among those that a call is given.
+        radii (list[float], optional): Of every parameter, how far its drift budget lets it go. None if levels pull.
     """
 
-    def __init__(self, method: str, _, rows: list[list[Tensor]], groups: list[int], *__):
-        self.kernel, self.groups = globals()[method], groups
+    def __init__(self, method: str, _, rows: Sequence, groups: Sequence[int], radii: Sequence[float] | None, *__):
+        self.kernel, self.groups = globals()[method if radii is None else f'{method}_within'], groups
         self.addresses = np.array([[t.data_ptr() for t in row] for row in rows], np.uint64)
         self.sizes = np.array([row[0].numel() for row in rows], np.int64)
         self.chunks = chunks_of(self.sizes.tolist(), CHUNK).numpy() * np.array([1, CHUNK])
+        self.budget = () if radii is None else (np.array(radii), self._portions())
+
+    def _portions(self) -> np.ndarray:
+        """First chunk and end, of shape (portions, 2), of whole tensors that are stepped, then taken back, together."""
+        ends = np.cumsum(-(-self.sizes // CHUNK))
+        held = np.cumsum(self.sizes)
+        bounds, before = [0], 0
+        for end, count in zip(ends, held):
+            if count - before >= CACHED or end == ends[-1]:
+                bounds.append(end)
+                before = count
+        return np.stack([bounds[:-1], bounds[1:]], 1).astype(np.int64)
 
     def __call__(self, gradients: list[int], scalars: list[Scalars], *_) -> None:
         """Make a step, with gradients at these addresses."""
@@ -130,6 +259,6 @@ class Launch:
         set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
         self.addresses[:, 1] = gradients
         numbers = np.array([scalars[group] for group in self.groups], np.float64)
-        self.kernel(self.addresses, self.sizes, numbers, self.chunks)
+        self.kernel(self.addresses, self.sizes, numbers, self.chunks, *self.budget)
         if torch.get_num_threads() != threads:  # starting its threads, numba sets the number for all users of OpenMP
             torch.set_num_threads(threads)

@@ -52,16 +52,19 @@ class Plan:
                 if kind is None:
                     self.rest[-1].append(p)
                 else:
-                    rows.setdefault((kernels, method, kind), []).append((place, row, number))
+                    budget = _budget(group)
+                    radius = budget and budget * optimizer.norm_of(p)
+                    key = (kernels, method, kind, budget is None)
+                    rows.setdefault(key, []).append((place, row, number, radius))
                     self.stepped.append(p)
             first += len(group['params'])
         # gradients are not held on to; what has the addresses in the signature is, so that nothing else can have them
-        self._held = [[*row[:1], *row[2:]] for some in rows.values() for _, row, _ in some]
-        self.launches = [
-            (kernels.Launch(method, kind, [row for _, row, _ in some], [group for *_, group in some], kept), places)
-            for (kernels, method, kind), some in rows.items()
-            for places in [[place for place, *_ in some]]
-        ]
+        self._held = [[*row[:1], *row[2:]] for some in rows.values() for _, row, *_ in some]
+        self.launches = []
+        for (kernels, method, kind, has_level), some in rows.items():
+            places, tensors, numbers, radii = zip(*some)
+            launch = kernels.Launch(method, kind, tensors, numbers, None if has_level else radii, kept)
+            self.launches.append((launch, places))
 
 
 class OnePass(Rollback):
@@ -88,9 +91,9 @@ class OnePass(Rollback):
             return self.param_groups
         remaining, jobs = [], []
         for group in self.param_groups:
-            weight, call = self.rollback_weight(group), None
-            pulls = isinstance(weight, Tensor) or weight > 0
-            if pulls and RULES[group['rollback_rule']].is_review and group.get('fused') and not group['maximize']:
+            rule, weight, call = RULES[group['rollback_rule']], self.rollback_weight(group), None
+            pulls = isinstance(weight, Tensor) or weight > 0 if rule.is_review else rule.is_drift and group['rollback']
+            if pulls and group.get('fused') and not group['maximize']:
                 call = self._kernel_call(group, weight)
             if call is None:
                 remaining.append(group)
@@ -119,7 +122,7 @@ class OnePass(Rollback):
         try:
             signature = (
                 needs_device,
-                [(method, len(group['params'])) for group, method, *_ in jobs],
+                [(method, len(group['params']), _budget(group)) for group, method, *_ in jobs],
                 [*map(Tensor.data_ptr, params)],
                 [None if value is None else value.data_ptr() for value in states],
                 [None if g is None else (g.dtype, g.stride(), g.layout) for g in grads],
@@ -170,6 +173,11 @@ class OnePassSGD(OnePass):
 def is_compiling() -> bool:
     """Whether torch.compile traces this."""
     return torch.compiler.is_compiling() if hasattr(torch.compiler, 'is_compiling') else torch._dynamo.is_compiling()
+
+
+def _budget(group: dict) -> float | None:
+    """Of a parameter group; None if it has a level."""
+    return group['rollback'] if RULES[group['rollback_rule']].is_drift else None
 
 
 @cache

@@ -11,6 +11,7 @@ HINTS = dict(
     max_level='it is the share of the way back that a step takes nearest the input, usually 0 to 0.1',
     min_level='it is the share of the way back that a step takes in neck and head, usually 0 to 0.1',
     power='0 is max_level in every layer, 1 a linear decay over depth, and more a faster one',
+    max_drift='it is the share of its norm that a tensor may move, e.g. 0.05, or (0.02, 0.1) from input to head',
 )
 
 
@@ -75,6 +76,33 @@ def layer_penalty(
         raise ValueError(f'layer={layer} is outside [0, num_layers={num_layers}]')
     shallowness = 1 - layer / num_layers if num_layers else 1.0
     return float(min_level + shallowness**power * (max_level - min_level))
+
+
+def check_budget(name: str, value) -> None:
+    """Refuse what is neither a drift budget, a number above 0, nor two of them for the first and the last layer."""
+    for number in value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]:
+        if not is_number(number) or not 0 < number <= FLOAT32_MAX:
+            raise ValueError(f'{name}={value!r} is not a number above 0, or two of them; {HINTS["max_drift"]}')
+
+
+def layer_budget(layer: int, num_layers: int, max_drift: float | tuple[float, float], power: float = 1.0) -> float:
+    """b_i = b_0 + (i/n)^gamma (b_n - b_0), the drift budget of a layer.
+
+    Args:
+        layer (int): i, from 0 (nearest the input) to ``num_layers``.
+        num_layers (int): n; a model of one layer has n = 0 and takes b_0.
+        max_drift (float or (float, float)): b_0 and b_n; one number for all layers.
+        power (float): gamma >= 0.
+
+    Returns:
+        float: b_i, between b_0 and b_n.
+
+    >>> [round(layer_budget(i, 4, (0.02, 0.1)), 3) for i in (0, 2, 4)]
+    [0.02, 0.06, 0.1]
+    """
+    shallow, deep = max_drift if isinstance(max_drift, (list, tuple)) else (max_drift, max_drift)
+    depth = layer / num_layers if num_layers else 0.0
+    return float(shallow + depth**power * (deep - shallow))
 
 
 def half_life_of(weight: float) -> float:

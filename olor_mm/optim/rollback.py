@@ -3,11 +3,12 @@
 import torch
 
 from .anchors import check_anchor_options, fetched
-from .flags import fastest_flags, laid_out, listed
+from .flags import fastest_flags, laid_out, listed, portions
 from .rates import are_settled, settle_rates
-from .rules import RULES, around_step, check_rollback
+from .rules import RULES, apply_budget, around_step, check_rollback
 from .state import FREE, AnchoredState, eager
 
+PIECE = 1 << 22  # parameters that a rule copies at a time; more only of a larger tensor
 HOOKED = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
 
@@ -25,6 +26,9 @@ class Rollback(AnchoredState):
         rollback_coupling (str): 'lr' scales lambda with the group's learning rate over its initial one, within [0, 1]:
             the highest that is known at the first step (its own, or that of its schedule), times the share that a
             schedule gives the group (``lr_scale`` of timm). 'constant' does not. Defaults to 'lr'.
+        rollback_drift (float): Instead of ``rollback``, a drift budget: after every step, ||theta - theta_0|| of a
+            parameter tensor is at most this share of ||theta_0||, see :mod:`olor_mm.optim.rules.drift`. 0 is none.
+            Defaults to 0.
         rollback_rule (str): 'olor', or a baseline of :mod:`olor_mm.optim.rules`: 'l2sp', 'l2sp_decoupled' or 'spd'.
             ``rollback`` is then alpha of L2-SP or lambda of SPD, 0 or more, without coupling. Defaults to 'olor'.
         rollback_new (float): beta of L2-SP: it pulls what has no anchor to 0. Defaults to 0.
@@ -60,6 +64,7 @@ class Rollback(AnchoredState):
         *args,
         rollback: float = 0.0,
         rollback_coupling: str = 'lr',
+        rollback_drift: float = 0.0,
         rollback_rule: str = 'olor',
         rollback_new: float = 0.0,
         anchor_dtype: torch.dtype | str | None = None,
@@ -70,17 +75,22 @@ class Rollback(AnchoredState):
         places = dict(anchor_dtype=anchor_dtype, anchor_device=anchor_device, anchor_file=anchor_file)
         places = check_anchor_options(places, type(self).__name__)
         rules = dict(rollback_coupling=rollback_coupling, rollback_rule=rollback_rule, rollback_new=rollback_new)
-        self._rollback_defaults = dict(rollback=rollback, **rules, **places)
+        self._rollback_defaults = dict(rollback=rollback, rollback_drift=rollback_drift, **rules, **places)
         self._start_state()
         params = listed(params)
-        super().__init__(params, *args, **{**kwargs, **fastest_flags(type(self), params, rollback, kwargs)})
+        is_on = bool(rollback or rollback_drift)
+        super().__init__(params, *args, **{**kwargs, **fastest_flags(type(self), params, is_on, kwargs)})
 
     def add_param_group(self, param_group: dict) -> None:
         for key, value in self._rollback_defaults.items():
             self.defaults.setdefault(key, value)
+        for mine, other in (('rollback', 'rollback_drift'), ('rollback_drift', 'rollback')):
+            if param_group.get(mine):  # what a group says goes before the default of the other
+                param_group = {other: 0.0, **param_group}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         where = f'parameter group {len(self.param_groups) - 1}'
+        apply_budget(group, where)
         check_rollback(group, where)
         group.update(check_anchor_options(group, where), rollback=float(group['rollback']))
         self._complete(group)
@@ -98,20 +108,47 @@ class Rollback(AnchoredState):
         if any(group['rollback'] and group['rollback_decided'] == FREE for group in self.param_groups):
             self._tell_of_level()
         self._capture_anchors()
-        groups, remaining = self.param_groups, self._two_pass_groups(closure)
+        remaining = self._two_pass_groups(closure)
         closure = laid_out(remaining, closure)
-        base_step = super().step.__func__
+        pieces = self._pieces(remaining)
+        if len(pieces) == 1:
+            return self._step_groups(remaining, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for piece in pieces:
+            self._step_groups(piece, None)
+        return loss
+
+    def _pieces(self, groups: list[dict]) -> list[list[dict]]:
+        """Groups that are stepped together: all, but for what a rule copies; of that, some parameters at a time."""
+        rest, pieces = [], []
+        for group in groups:
+            if RULES[group['rollback_rule']].measures_step and group['rollback'] and self._is_of_torch():
+                pieces += [[{**group, 'params': params}] for params in portions(group['params'], PIECE)]
+            else:
+                rest.append(group)
+        return [rest, *pieces] if rest or not pieces else pieces
+
+    def _is_of_torch(self) -> bool:
+        """Whether the base optimizer is one of torch's, which keep nothing in a group: that of a piece is a copy."""
+        base = next(cls for cls in type(self).__mro__ if not issubclass(cls, AnchoredState))
+        return base.__module__.startswith('torch.optim')
+
+    def _step_groups(self, groups: list[dict], closure):
+        """A step of the base optimizer on these groups alone, and their rules around it."""
+        whole, base_step = self.param_groups, super().step.__func__
         if base_step.__code__ is HOOKED:  # torch wraps `step` to run hooks; ours is wrapped already
             base_step = base_step.__wrapped__
-        with around_step(self, remaining, closure) as closure:
-            bare = self._hide_bare_anchors(remaining)
+        with around_step(self, groups, closure) as closure:
+            bare = self._hide_bare_anchors(groups)
             try:
-                self.param_groups = remaining
-                loss = base_step(self) if closure is None else base_step(self, closure)
-            finally:
                 self.param_groups = groups
+                return base_step(self) if closure is None else base_step(self, closure)
+            finally:
+                self.param_groups = whole
                 self._show_anchors(bare)
-        return loss
 
     def rollback_weight(self, group: dict) -> float | torch.Tensor:
         """w of a parameter group at its present learning rate, in [0, 1]; a tensor if the rate is one.

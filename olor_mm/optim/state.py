@@ -1,8 +1,9 @@
 """Anchors in the state of an optimizer: captured, hidden where they would mislead, saved and loaded."""
 
+import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from .anchors import AnchorFiles, make_anchor, place_anchor
+from .anchors import AnchorFiles, local, make_anchor, place_anchor
 
+TINY = 0.01  # of the root mean square of the anchors beside it
 NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
 FREE = 'free'  # `rollback_decided` of a group that had no level when anchors were captured
@@ -41,6 +43,10 @@ class AnchoredState(Optimizer):
         self.select_pretrained = None
         self.pretrained_statistics: dict[str, Tensor] = {}
         self._told_of_rise = False
+        self.names: Mapping[Parameter, str] | None = None  # where the groups have none, or not all of the model
+        self.anchored: Collection[Parameter] = ()  # also by the optimizers of other processes
+        self._norms: dict[Parameter, tuple[float, int]] = {}  # of anchors, and their numbers of elements
+        self._scales: dict[Parameter, float] = {}  # what `norm_of` found
 
     def _complete(self, group: dict) -> None:
         for key, value in self._rollback_defaults.items():
@@ -69,7 +75,9 @@ class AnchoredState(Optimizer):
             if p.requires_grad and p in self.state and self.state[p].get('anchor', NO_STATE) is None
         ]
         missing = []
+        self._scales.clear()
         for p, group in due:
+            self._norms.pop(p, None)
             anchor = self._files.find(p, group)
             if anchor is None and group['anchor_file']:
                 missing.append(group['anchor_file'])
@@ -79,6 +87,49 @@ class AnchoredState(Optimizer):
                 f'anchor_file={sorted(set(chain(*missing)))}: {len(missing)} of {len(due)} pre-trained parameters have '
                 'a value that is not in it, and their anchors are kept in memory: is it the checkpoint that was loaded?'
             )
+
+    @eager
+    def norm_of(self, p: Parameter) -> float:
+        """||theta_0|| of a parameter, that a drift budget is a share of.
+
+        A budget of nothing would hold a bias that was initialised to zeros, or a layer scale of 1e-6, where it is. So a
+        tensor whose root mean square is less than a hundredth of that of the anchors beside it has theirs: those of its
+        module, or of the module around that, by the ``names`` of the groups; without names, those of its group.
+        """
+        if p not in self._scales:
+            norm, count = self._norm(p)
+            beside = [self._norm(other) for other in self._beside(p)]
+            size = sum(n for _, n in beside)
+            usual = math.sqrt(sum(x * x for x, _ in beside) / size * count) if size else 0.0
+            self._scales[p] = norm if norm >= TINY * usual else usual
+        return self._scales[p]
+
+    def _norm(self, p: Parameter) -> tuple[float, int]:
+        """Norm of the anchor, and its number of elements; of the parameter itself, where another process has it."""
+        if p not in self._norms:
+            anchor = self.state[p].get('anchor') if p in self.state else None
+            [value] = local([p.detach() if anchor is None else anchor])
+            self._norms[p] = float(torch.linalg.vector_norm(value, dtype=torch.float64)), value.numel()
+        return self._norms[p]
+
+    def _beside(self, p: Parameter) -> list[Parameter]:
+        names = self.names
+        if names is None:
+            given = [(group['params'], group.get('names', group.get('param_names', ()))) for group in self.param_groups]
+            names = {q: name for params, some in given for q, name in zip(params, some)}
+        if p not in names:
+            group = next(group for group in self.param_groups if any(p is q for q in group['params']))
+            names = dict.fromkeys(group['params'], '')
+        others = [q for q in names if q is not p and (q in self.anchored or q in self._norms or self._has_anchor(q))]
+        module = names[p]
+        while module:
+            module = module.rpartition('.')[0]
+            if found := [q for q in others if names[q].startswith(f'{module}.' if module else '')]:
+                return found
+        return others
+
+    def _has_anchor(self, p: Parameter) -> bool:
+        return self.anchor_of(p) is not None
 
     @eager
     def _hide_bare_anchors(self, groups: list[dict]) -> dict[Parameter, Tensor | None]:
@@ -110,6 +161,8 @@ class AnchoredState(Optimizer):
                         f'{tuple(p.shape)} here: it is of another model'
                     )
                 self.state[p]['anchor'] = anchor
+        self._scales.clear()
+        self._norms = {p: (float(a.double().norm()), a.numel()) for p, a in anchors.items() if isinstance(a, Tensor)}
 
     def state_dict(self) -> dict:
         """The state of the base optimizer, with the anchors or their place in a file, and the kept statistics."""
@@ -138,7 +191,15 @@ class AnchoredState(Optimizer):
     def __getstate__(self) -> dict:
         # a copy has its anchors in memory
         own = {key: self.__dict__[key] for key in ('_rollback_defaults', 'select_pretrained', STATISTICS)}
-        return {**super().__getstate__(), **own, '_files': AnchorFiles(), '_told_of_rise': False}
+        fresh = {
+            '_files': AnchorFiles(),
+            '_told_of_rise': False,
+            '_norms': {},
+            '_scales': {},
+            'names': None,
+            'anchored': (),
+        }
+        return {**super().__getstate__(), **own, **fresh}
 
     def __setstate__(self, state: dict) -> None:
         bare = {p: kept for p, kept in state['state'].items() if kept.keys() == {'anchor'}}

@@ -6,6 +6,8 @@ row. Arithmetic is in float32, whatever the dtypes in memory. ``TRITON_INTERPRET
 the same code on tensors in host memory.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -46,9 +48,15 @@ def _store(pointers, value, mask, is_whole: tl.constexpr):
 
 
 @triton.jit
+def _review(learned, anchor, w):
+    # either form is exact at its own end: w = 0 keeps what was learned, w = 1 the anchor
+    return tl.where(w < 0.5, learned + w * (anchor - learned), anchor - (1.0 - w) * (anchor - learned))
+
+
+@triton.jit
 def _block(
     method: tl.constexpr, P, G, A, S, V, mask, scale, rate, l2, c2, c3, c4, eps, correction, w,
-    is_scaled: tl.constexpr, is_whole: tl.constexpr,
+    is_scaled: tl.constexpr, is_measured: tl.constexpr, is_whole: tl.constexpr,
 ):  # fmt: skip
     p, g = _load(P, mask, is_whole), _load(G, mask, is_whole)
     if is_scaled:  # and kept so, as torch's fused kernels do: users read p.grad after a step
@@ -68,22 +76,28 @@ def _block(
         learned = p - rate * tl.where(c4 != 0, g + c2 * b, b)
     else:
         learned = p - rate * g
-    anchor = _load(A, mask, is_whole)
-    back = anchor - learned
-    # either form is exact at its own end: w = 0 keeps what was learned, w = 1 the anchor
-    _store(P, tl.where(w < 0.5, learned + w * back, anchor - (1.0 - w) * back), mask, is_whole)
+    if is_measured:
+        learned = learned.to(P.dtype.element_ty)
+        _store(P, learned, mask, is_whole)
+        step = learned.to(tl.float32) - p
+        square = tl.sum(tl.where(mask, step * step, 0.0))
+    else:
+        _store(P, _review(learned, _load(A, mask, is_whole), w), mask, is_whole)
+        square = 0.0
+    return square
 
 
 @triton.jit
 def _step(
-    table, all_scalars, chunks, grad_scale, found_inf, method: tl.constexpr, p_type: tl.constexpr,
+    table, all_scalars, chunks, squares, grad_scale, found_inf, method: tl.constexpr, p_type: tl.constexpr,
     g_type: tl.constexpr, a_type: tl.constexpr, s_type: tl.constexpr, v_type: tl.constexpr,
-    is_aligned: tl.constexpr, is_scaled: tl.constexpr, may_skip: tl.constexpr, block: tl.constexpr,
-    chunk: tl.constexpr,
+    is_aligned: tl.constexpr, is_scaled: tl.constexpr, is_measured: tl.constexpr, may_skip: tl.constexpr,
+    block: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """Columns of ``table`` (int64): p, g, a, momentum, exp_avg_sq, step, size, group; w is the last scalar (float64).
 
-    ``chunks`` (int32) has the row and the number of the chunk within its tensor of every program.
+    ``chunks`` (int32) has the row and the number of the chunk within its tensor of every program. With a drift budget,
+    ``squares`` (float32) gets the squared length of the step of every chunk, and nothing is taken back yet.
     """
     if may_skip:  # noqa: SIM102  # compiled away, with what is within
         if tl.load(found_inf) != 0:
@@ -108,18 +122,60 @@ def _step(
     P, G = _span(row, start, p_type, is_aligned), _span(row + 1, start, g_type, is_aligned)
     A, S = _span(row + 2, start, a_type, is_aligned), _span(row + 3, start, s_type, is_aligned)
     V = _span(row + 4, start, v_type, is_aligned)
+    square = 0.0
     for number in range(chunk):
         i = number * block + tl.arange(0, block)
         if (number + 1) * block <= size:
-            _block(
+            square += _block(
                 method, P + i, G + i, A + i, S + i, V + i, i < size, scale, rate, l2, c2, c3, c4, eps, correction, w,
-                is_scaled, True,
+                is_scaled, is_measured, True,
             )  # fmt: skip
         elif number * block < size:
-            _block(
+            square += _block(
                 method, P + i, G + i, A + i, S + i, V + i, i < size, scale, rate, l2, c2, c3, c4, eps, correction, w,
-                is_scaled, False,
+                is_scaled, is_measured, False,
             )  # fmt: skip
+    if is_measured:
+        tl.store(squares + tl.program_id(0), square)
+
+
+@triton.jit
+def _weigh(squares, firsts, radii, weights, block: tl.constexpr):
+    """w of every tensor by its drift budget; tensor i has the chunks from ``firsts[i]`` to ``firsts[i + 1]``."""
+    tensor = tl.program_id(0)
+    first, end, radius = tl.load(firsts + tensor), tl.load(firsts + tensor + 1), tl.load(radii + tensor)
+    total = tl.zeros((block,), tl.float32)
+    while first < end:
+        i = first + tl.arange(0, block)
+        total += tl.load(squares + i, mask=i < end, other=0.0)
+        first += block
+    length = tl.sqrt_rn(tl.sum(total))
+    if radius > 0:  # noqa: SIM108
+        w = tl.minimum(length / radius, 1.0)
+    else:
+        w = tl.where(length > 0, 1.0, 0.0)
+    tl.store(weights + tensor, w)
+
+
+@triton.jit
+def _take_back(
+    table, chunks, weights, found_inf, p_type: tl.constexpr, a_type: tl.constexpr, is_aligned: tl.constexpr,
+    may_skip: tl.constexpr, block: tl.constexpr, chunk: tl.constexpr,
+):  # fmt: skip
+    if may_skip:  # noqa: SIM102  # compiled away, with what is within
+        if tl.load(found_inf) != 0:
+            return
+    place = chunks + 2 * tl.program_id(0)
+    row, w = table + 8 * tl.load(place), tl.load(weights + tl.load(place))
+    start = tl.load(place + 1).to(tl.int64) * (chunk * block)
+    size = tl.load(row + 6) - start
+    P, A = _span(row, start, p_type, is_aligned), _span(row + 2, start, a_type, is_aligned)
+    for number in range(chunk):
+        i = number * block + tl.arange(0, block)
+        if (number + 1) * block <= size:
+            _store(P + i, _review(_load(P + i, i < size, True), _load(A + i, i < size, True), w), i < size, True)
+        elif number * block < size:
+            _store(P + i, _review(_load(P + i, i < size, False), _load(A + i, i < size, False), w), i < size, False)
 
 
 def kind(tensors: list[Tensor]) -> tuple | None:
@@ -140,10 +196,19 @@ class Launch:
         kind (tuple): Device and dtypes of the columns.
         rows (list[list[Tensor]]): Of every parameter, its columns.
         groups (list[int]): Of every parameter, the place of its numbers among those that a call is given.
+        radii (list[float], optional): Of every parameter, how far its drift budget lets it go. None if levels pull.
         kept (list): Takes what CUDA graphs go on to read.
     """
 
-    def __init__(self, method: str, kind: tuple, rows: list[list[Tensor]], groups: list[int], kept: list):
+    def __init__(
+        self,
+        method: str,
+        kind: tuple,
+        rows: Sequence[list[Tensor]],
+        groups: Sequence[int],
+        radii: Sequence[float] | None,
+        kept: list,
+    ):
         self.method, self.kept = method, kept
         self.device, *dtypes = kind
         self.dtypes = [DTYPES[dtype] for dtype in (*dtypes, *dtypes[:1] * (5 - len(dtypes)))]
@@ -154,6 +219,12 @@ class Launch:
         table = [[*row, *[0] * (6 - len(row)), *more] for row, *more in zip(addresses, sizes, groups)]
         self.rows = torch.tensor(table)
         self.rest_is_aligned = all(x % 16 == 0 for row in addresses for x in (row[0], *row[2:5]))
+        self.squares: Tensor | None = None
+        if radii is not None:
+            counts = torch.bincount(self.chunks[:, 0].cpu(), minlength=len(rows))
+            self.firsts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(self.device, torch.int32)
+            self.radii = torch.tensor(radii, dtype=torch.float32, device=self.device)
+            self.weights, self.squares = torch.empty_like(self.radii), self.radii.new_empty(len(self.chunks))
         self.content: tuple = ()
         self.table = torch.empty(0)
         self.spare: tuple[Tensor, Tensor] | None = None
@@ -172,22 +243,20 @@ class Launch:
             if found_inf is not None:
                 torch._foreach_sub_(self.steps, [found_inf] * len(self.steps))
         table = self._uploaded(gradients, scalars)
+        rows, numbers = table[: len(self.rows)], table[len(self.rows) :].view(torch.float64)
+        sizes = dict(block=BLOCK, chunk=CHUNK, num_warps=WARPS)
+        options = dict(may_skip=found_inf is not None, is_aligned=self.is_aligned, **sizes)
+        is_measured, is_scaled = self.squares is not None, grad_scale is not None
+        grid = (len(self.chunks),)
         with torch.cuda.device_of(table):
-            _step[(len(self.chunks),)](
-                table[: len(self.rows)],
-                table[len(self.rows) :].view(torch.float64),
-                self.chunks,
-                grad_scale,
-                found_inf,
-                self.method,
-                *self.dtypes,
-                is_aligned=self.is_aligned,
-                is_scaled=grad_scale is not None,
-                may_skip=found_inf is not None,
-                block=BLOCK,
-                chunk=CHUNK,
-                num_warps=WARPS,
-            )
+            _step[grid](
+                rows, numbers, self.chunks, self.squares, grad_scale, found_inf, self.method, *self.dtypes,
+                is_scaled=is_scaled, is_measured=is_measured, **options,
+            )  # fmt: skip
+            if is_measured:
+                _weigh[(len(self.rows),)](self.squares, self.firsts, self.radii, self.weights, block=128)
+                p_type, _, a_type, *_ = self.dtypes
+                _take_back[grid](rows, self.chunks, self.weights, found_inf, p_type, a_type, **options)
 
     def _uploaded(self, gradients: list[int], scalars: list[Scalars]) -> Tensor:
         """Rows and scalars on the device, int64 of shape (tensors + groups, 8); the last step's if it had the same."""

@@ -1,4 +1,4 @@
-"""The baselines with sharded parameters or states, beside the same in one process: rules WORK_DIR.
+"""Rules other than OLOR with sharded parameters or states, beside the same in one process: rules WORK_DIR.
 
 Weights by kind and rule, or the error that refuses them, are written to WORK_DIR/rank_R.pth.
 """
@@ -16,12 +16,17 @@ OPTIONS = dict(
     l2sp=dict(rollback=0.5, rollback_new=0.2),
     l2sp_decoupled=dict(rollback=5.0, rollback_new=2.0),
     spd=dict(rollback=1.0),
+    drift=dict(rollback=0.5),
 )
 
 
-def train(kind: str, rule: str) -> list[torch.Tensor]:
+def made() -> nn.Sequential:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def train(kind: str, rule: str) -> list[torch.Tensor]:
+    model = made()
     if kind == 'fsdp':
         fully_shard(model)
     options = dict(lr=1e-2, rollback_rule=rule, **OPTIONS[rule])
@@ -43,7 +48,7 @@ def main(arguments: list[str]) -> None:
     [work_dir] = arguments
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-    ended = {}
+    ended: dict = dict(start=[p.detach() for p in made()[0].parameters()])  # of those that are pulled
     for rule in OPTIONS:
         for kind in ('alone', 'zero', 'fsdp'):
             try:

@@ -204,15 +204,17 @@ def test_zero_without_the_hook_says_so_instead_of_waiting_for_ever(two):
     assert "was not gathered: set custom_hooks=[dict(type='ConsolidateOptimizerHook')]" in output
 
 
-@pytest.mark.parametrize('rule', ['l2sp', 'l2sp_decoupled', 'spd'])
-def test_baselines_of_two_processes_are_those_of_one_or_refused(two, rule):
+@pytest.mark.parametrize('rule', ['l2sp', 'l2sp_decoupled', 'spd', 'drift'])
+def test_rules_of_two_processes_are_those_of_one_or_refused(two, rule):
     folder, _ = two
     for ended in results(folder / 'rules'):
-        kinds = ['zero', 'fsdp'] if rule != 'spd' else ['zero']
+        kinds = ['zero'] if rule in ('spd', 'drift') else ['zero', 'fsdp']  # a shard has a budget of its own
         for kind in kinds:
             for p, q in zip(ended[kind, rule], ended['alone', rule], strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
         assert rule != 'spd' or 'compares whole parameter tensors' in ended['fsdp', rule]
+        for p, start in zip(ended['fsdp', rule], ended['start']) if rule == 'drift' else ():
+            assert 0 < (p - start).norm() <= 0.5 * start.norm() * (1 + 1e-5)
 
 
 @pytest.mark.parametrize('mode', ['ddp', *(pytest.param(mode, marks=pytest.mark.slow) for mode in ('zero', 'fsdp'))])

@@ -40,7 +40,11 @@ def weights(tmp_path):
     return save
 
 
-def trained(folder, load_from, model=None, epochs=1, custom_keys=None, resume=False, **rollback) -> Runner:
+def trained(
+    folder, load_from, model=None, epochs=1, custom_keys=None, resume=False, lr=0.01, hooks=(), **rollback
+) -> Runner:
+    strength = rollback if 'max_drift' in rollback else {'max_level': 0.3, **rollback}
+
     run = Runner(
         model or Detector(),
         str(folder),
@@ -50,13 +54,15 @@ def trained(folder, load_from, model=None, epochs=1, custom_keys=None, resume=Fa
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(
             constructor='olor_mm.OLOROptimWrapperConstructor',
-            optimizer=dict(type='SGD', lr=0.01),
-            paramwise_cfg=dict(rollback={'max_level': 0.3, **rollback}, custom_keys=custom_keys or {}),
+            optimizer=dict(type='SGD', lr=lr),
+            paramwise_cfg=dict(rollback=strength, custom_keys=custom_keys or {}),
         ),
         load_from=load_from,
         resume=resume,
         experiment_name=str(folder).replace('/', '_'),
     )
+    for hook in hooks:
+        run.register_hook(hook)
     run.train()
     return run
 

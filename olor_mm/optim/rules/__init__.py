@@ -12,14 +12,15 @@ from torch.nn import Parameter
 
 from ..penalty import check_number
 from .base import Batch, Rule
+from .drift import Drift
 from .l2sp import L2SP, DecoupledL2SP
 from .olor import OLOR
 from .spd import SPD
 
-__all__ = ['COUPLINGS', 'RULES', 'Rule', 'around_step', 'check_new', 'check_rollback', 'rule_named']
+__all__ = ['COUPLINGS', 'RULES', 'Rule', 'apply_budget', 'around_step', 'check_new', 'check_rollback', 'rule_named']
 
 COUPLINGS = ('lr', 'constant')
-RULES: dict[str, Rule] = {rule.name: rule for rule in (OLOR(), L2SP(), DecoupledL2SP(), SPD())}
+RULES: dict[str, Rule] = {rule.name: rule for rule in (OLOR(), L2SP(), DecoupledL2SP(), SPD(), Drift())}
 
 
 def rule_named(name, where: str) -> Rule:
@@ -35,6 +36,19 @@ def check_new(rule: Rule, new: float, name: str) -> None:
     if new and not rule.pulls_new:
         users = ', '.join(repr(other.name) for other in RULES.values() if other.pulls_new)
         raise ValueError(f'{name}={new!r} is an option of the rules {users}, and this is {rule.name!r}; leave it out')
+
+
+def apply_budget(group: dict, where: str) -> None:
+    """Where a parameter group has a drift budget, make it the strength of the rule 'drift'."""
+    budget = group['rollback_drift']
+    check_number(f'{where}: rollback_drift', budget, 'it is the share of its norm that a tensor may move, e.g. 0.05')
+    if budget and group['rollback']:
+        fault = f'rollback={group["rollback"]!r} and rollback_drift={budget!r}'
+        raise ValueError(f'{where}: {fault} are two ways to say how strongly to pull; leave one out')
+    if budget:
+        group.update(rollback=budget, rollback_rule='drift')
+    elif group['rollback_rule'] == 'drift':
+        group['rollback_drift'] = group['rollback']
 
 
 def check_rollback(group: dict, where: str) -> None:
