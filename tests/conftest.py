@@ -31,6 +31,8 @@ from yapf.yapflib import yapf_api
 
 import olor_mm.cli.config_text  # noqa: F401  with the real FormatCode
 
+if not torch.cuda.is_available():  # read when Triton is imported, which another test may do first
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 ORDER = 'OLOR_TEST_ORDER'
 TIMESTAMP = '%Y%m%d_%H%M%S'  # of MMEngine
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
