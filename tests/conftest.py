@@ -34,6 +34,7 @@ import olor_mm.cli.config_text  # noqa: F401  with the real FormatCode
 if not torch.cuda.is_available():  # read when Triton is imported, which another test may do first
     os.environ.setdefault('TRITON_INTERPRET', '1')
 ORDER = 'OLOR_TEST_ORDER'
+HOOKED = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
 TIMESTAMP = '%Y%m%d_%H%M%S'  # of MMEngine
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 needs_cpu_scaler = pytest.mark.skipif(TORCH < (2, 4), reason='no GradScaler on CPU before torch 2.4')
@@ -145,6 +146,9 @@ def clean_process() -> Iterator[None]:
         yield
     finally:
         torch.load, sys.argv, sys.path[:] = torch_load, argv, path
+        for cls in torch.optim.Optimizer.__subclasses__() if TORCH < (2, 2) else ():  # torch.compile takes their hooks
+            if getattr(vars(cls).get('step'), 'hooked', False) and cls.step.__code__ is not HOOKED:
+                cls.step = cls.profile_hook_step(cls.step)
         signal.signal(signal.SIGTERM, handler)
         os.chdir(folder)
         os.environ.clear()

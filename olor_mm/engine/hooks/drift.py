@@ -175,6 +175,9 @@ class DriftHook(Hook):
             self._is_told = True
             fault = f'none of the {len(self._layers)} pre-trained parameter tensors is trained, so there is no drift'
             print_log(f'DriftHook: {fault}', logger='current', level=logging.WARNING)
+        elif not count and runner.iter + 1 == runner.max_iters:
+            fault = 'no step of the optimizer was seen; torch before 2.2 runs no hooks of it after torch.compile'
+            print_log(f'DriftHook: {fault}', logger='current', level=logging.WARNING)
 
     def _pairs(self) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]:
         """Layer, parameters and their pre-trained values, for the share of this process."""
