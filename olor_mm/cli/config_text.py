@@ -59,7 +59,7 @@ def config_text(
     style = dict(based_on_style='facebook', column_limit=100)
     note = (
         '# Written by `python -m olor_mm init`: the stock config with other data, classes, schedule and rollback.\n'
-        '# Neck and heads that the checkpoint fills have 0.3 of max_level, by default; min_level=0 leaves them free.\n'
+        '# If the checkpoint fills neck or heads, their level is 0.3 of max_level; min_level=0 leaves them free.\n'
     )
     return note + FormatCode('\n'.join(lines), style_config=style)[0]
 

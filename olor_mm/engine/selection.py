@@ -83,8 +83,8 @@ class PretrainedSelection:
             self._require_loaded(params)
         if params and not self.claimed.intersection(params):
             raise ValueError(
-                f'{WHERE}.pretrained={self.pretrained!r}: every parameter under it has level 0 or is frozen. Neck and '
-                "head have min_level; raise it, or name the backbone, e.g. ['backbone']"
+                f'{WHERE}.pretrained={self.pretrained!r}: every parameter under it has level 0 or is frozen. Set '
+                "min_level above 0 for neck and heads, or name the backbone, e.g. ['backbone']"
             )
         if params and not any(self.among([p]) for p in params if p.requires_grad):
             frozen = self.among([p for p in params if not p.requires_grad])

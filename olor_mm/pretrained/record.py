@@ -48,18 +48,18 @@ class Call:
         tensors = {k: v for k, v in self.given.items() if torch.is_tensor(v) and k not in buffers}
         new = {k: v for k, v in tensors.items() if storage_of(v) not in self.own}
         if self.is_clone or not (new or parts):
-            return "it had only values that the model had already. Compare the file's names and shapes with the model's"
+            return "every value was in the model already. Compare the file's names and shapes with the model's"
         if not new:
-            return f"its weights are under {parts[0]!r}, where they are not looked for. Save them under 'state_dict'"
+            return f"the weights in the file are under {parts[0]!r}, which is not read. Save them under 'state_dict'"
         other = [name for name in new if name in own and new[name].shape != own[name].shape]
         unknown = [name for name in new if name not in own]
         if len(unknown) < len(other):
             shapes = f'{tuple(new[other[0]].shape)} there and {tuple(own[other[0]].shape)} here'
             return f'{other[0]} has shape {shapes}. Take weights of this architecture and width'
         if not unknown:
-            return 'the module that it was for has code of its own for loading, and wrote nothing. Look there'
-        names = f'its names are like {unknown[0]!r}, and here like {next(iter(own), None)!r}'
-        return f'{names}. Rename them, or name the file in init_cfg of the part that it is of, with its prefix'
+            return 'the module loads weights by code of its own, which wrote nothing. Check its _load_from_state_dict'
+        names = f'the file has names like {unknown[0]!r}, and the model like {next(iter(own), None)!r}'
+        return f'{names}. Rename them, or load the file by init_cfg of the part that it belongs to, with prefix=...'
 
 
 class LoadRecord:

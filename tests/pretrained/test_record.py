@@ -237,7 +237,7 @@ def test_what_a_module_copies_onto_itself_is_no_load(loader, own):
     record = LoadRecord(model)
     state = own(model.state_dict())
     loader(model, state)
-    assert not record.loaded(model.parameters()) and 'values that the model had already' in record.unfit
+    assert not record.loaded(model.parameters()) and 'was in the model already' in record.unfit
     state = own(model.state_dict())
     state.update({'0.weight': torch.rand(2, 2), '1.bias': torch.rand(2)})
     loader(model, state)
@@ -349,7 +349,7 @@ def test_norm_layers_that_are_made_anew_keep_parameters_and_statistics(rewrap, w
 
 UNFIT = {
     'another key': (dict(model={'0.weight': torch.ones(2, 2)}), "under 'model'"),
-    'other names': ({'module.0.weight': torch.ones(2, 2)}, "like 'module.0.weight', and here like '0.weight'"),
+    'other names': ({'module.0.weight': torch.ones(2, 2)}, "like 'module.0.weight', and the model like '0.weight'"),
     'another width': ({'0.weight': torch.ones(3, 3)}, r'0.weight has shape (3, 3) there and (2, 2) here'),
 }
 
