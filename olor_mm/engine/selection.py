@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from .start import Start
 
 
-SHARE_OF_ADDED = (
-    0.1  # a module of which less than this is trained is frozen, with LoRA parts, adapters or prompts added
-)
+# a module of which less than this is trained is frozen, with LoRA parts, adapters or prompts added
+SHARE_OF_ADDED = 0.1
 
 
 class PretrainedSelection:

@@ -19,6 +19,9 @@ from .one_pass import Scalars, chunks_of
 CHUNK = 1 << 14  # elements that a thread takes at a time
 TAKES_TENSORS = False  # for a learning rate, the scale of gradients, or whether a step is skipped
 CACHED = 1 << 19  # elements that are still in a cache when they are taken back
+# columns after parameter, gradient and anchor: exp_avg, exp_avg_sq, step, which is advanced; momentum_buffer; none
+ADAM, MOMENTUM, SGD = range(3)
+METHODS = dict(adam=ADAM, momentum_sgd=MOMENTUM, sgd=SGD)
 COMPILED = dict(nogil=True, cache=True, error_model='numpy', fastmath={'contract'})
 MEASURED = dict(COMPILED, fastmath={'contract', 'reassoc'})  # a sum in one order only is no work for vectors
 
@@ -159,64 +162,37 @@ def _take_back(addresses, sizes, chunks, radii, lengths, first, last):
 
 
 @njit(parallel=True, **COMPILED)
-def adam(addresses, sizes, scalars, chunks):
-    """Columns: parameter, gradient, anchor, exp_avg, exp_avg_sq, step; ``step`` is advanced."""
-    _advance(addresses)
+def _step(method, addresses, sizes, scalars, chunks):
+    """A step with levels; ``method`` is a value of ``METHODS``."""
+    if method == ADAM:
+        _advance(addresses)
     for i in prange(len(chunks)):
         tensor, start = chunks[i]
-        _adam_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
+        row, size, numbers = addresses[tensor], min(CHUNK, sizes[tensor] - start), scalars[tensor]
+        if method == ADAM:
+            _adam_chunk(row, start, size, numbers)
+        elif method == MOMENTUM:
+            _momentum_chunk(row, start, size, numbers)
+        else:
+            _sgd_chunk(row, start, size, numbers)
 
 
 @njit(parallel=True, **COMPILED)
-def momentum_sgd(addresses, sizes, scalars, chunks):
-    """Columns: parameter, gradient, anchor, momentum_buffer."""
-    for i in prange(len(chunks)):
-        tensor, start = chunks[i]
-        _momentum_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
-
-
-@njit(parallel=True, **COMPILED)
-def sgd(addresses, sizes, scalars, chunks):
-    """Columns: parameter, gradient, anchor."""
-    for i in prange(len(chunks)):
-        tensor, start = chunks[i]
-        _sgd_chunk(addresses[tensor], start, min(CHUNK, sizes[tensor] - start), scalars[tensor])
-
-
-@njit(parallel=True, **COMPILED)
-def adam_within(addresses, sizes, scalars, chunks, radii, portions):
-    """As ``adam``, with a drift budget; ``portions`` (int64) has the first chunk and the end of each."""
-    _advance(addresses)
+def _step_within(method, addresses, sizes, scalars, chunks, radii, portions):
+    """A step with drift budgets; ``portions`` (int64) has the first chunk and the end of each."""
+    if method == ADAM:
+        _advance(addresses)
     lengths = np.empty(len(chunks))
     for first, last in portions:
         for i in prange(first, last):
             tensor, start = chunks[i]
-            size = min(CHUNK, sizes[tensor] - start)
-            lengths[i] = _adam_measured(addresses[tensor], start, size, scalars[tensor])
-        _take_back(addresses, sizes, chunks, radii, lengths, first, last)
-
-
-@njit(parallel=True, **COMPILED)
-def momentum_sgd_within(addresses, sizes, scalars, chunks, radii, portions):
-    """As ``momentum_sgd``, with a drift budget."""
-    lengths = np.empty(len(chunks))
-    for first, last in portions:
-        for i in prange(first, last):
-            tensor, start = chunks[i]
-            size = min(CHUNK, sizes[tensor] - start)
-            lengths[i] = _momentum_measured(addresses[tensor], start, size, scalars[tensor])
-        _take_back(addresses, sizes, chunks, radii, lengths, first, last)
-
-
-@njit(parallel=True, **COMPILED)
-def sgd_within(addresses, sizes, scalars, chunks, radii, portions):
-    """As ``sgd``, with a drift budget."""
-    lengths = np.empty(len(chunks))
-    for first, last in portions:
-        for i in prange(first, last):
-            tensor, start = chunks[i]
-            size = min(CHUNK, sizes[tensor] - start)
-            lengths[i] = _sgd_measured(addresses[tensor], start, size, scalars[tensor])
+            row, size, numbers = addresses[tensor], min(CHUNK, sizes[tensor] - start), scalars[tensor]
+            if method == ADAM:
+                lengths[i] = _adam_measured(row, start, size, numbers)
+            elif method == MOMENTUM:
+                lengths[i] = _momentum_measured(row, start, size, numbers)
+            else:
+                lengths[i] = _sgd_measured(row, start, size, numbers)
         _take_back(addresses, sizes, chunks, radii, lengths, first, last)
 
 
@@ -229,14 +205,15 @@ class Launch:
     """Steps some parameters by a kernel, on as many threads as torch uses.
 
     Args:
-        method (str): Name of the kernel.
+        method (str): Of ``METHODS``.
         rows (list[list[Tensor]]): Of every parameter, the columns of the kernel.
         groups (list[int]): Of every parameter, the place of its numbers among those that a call is given.
         radii (list[float], optional): Of every parameter, how far its drift budget lets it go. None if levels pull.
     """
 
     def __init__(self, method: str, _, rows: Sequence, groups: Sequence[int], radii: Sequence[float] | None, *__):
-        self.kernel, self.groups = globals()[method if radii is None else f'{method}_within'], groups
+        self.method, self.groups = METHODS[method], groups
+        self.kernel = _step if radii is None else _step_within
         self.addresses = np.array([[t.data_ptr() for t in row] for row in rows], np.uint64)
         self.sizes = np.array([row[0].numel() for row in rows], np.int64)
         self.chunks = chunks_of(self.sizes.tolist(), CHUNK).numpy() * np.array([1, CHUNK])
@@ -259,6 +236,6 @@ class Launch:
         set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
         self.addresses[:, 1] = gradients
         numbers = np.array([scalars[group] for group in self.groups], np.float64)
-        self.kernel(self.addresses, self.sizes, numbers, self.chunks, *self.budget)
+        self.kernel(self.method, self.addresses, self.sizes, numbers, self.chunks, *self.budget)
         if torch.get_num_threads() != threads:  # starting its threads, numba sets the number for all users of OpenMP
             torch.set_num_threads(threads)

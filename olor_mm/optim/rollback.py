@@ -125,7 +125,7 @@ class Rollback(AnchoredState):
         """Groups that are stepped together: all, but for what a rule copies; of that, some parameters at a time."""
         rest, pieces = [], []
         for group in groups:
-            if RULES[group['rollback_rule']].measures_step and group['rollback'] and self._is_of_torch():
+            if RULES[group['rollback_rule']].is_drift and group['rollback'] and self._is_of_torch():
                 pieces += [[{**group, 'params': params}] for params in portions(group['params'], PIECE)]
             else:
                 rest.append(group)

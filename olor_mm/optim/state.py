@@ -120,16 +120,15 @@ class AnchoredState(Optimizer):
         if p not in names:
             group = next(group for group in self.param_groups if any(p is q for q in group['params']))
             names = dict.fromkeys(group['params'], '')
-        others = [q for q in names if q is not p and (q in self.anchored or q in self._norms or self._has_anchor(q))]
+        others = [
+            q for q in names if q is not p and (q in self.anchored or q in self._norms or self.anchor_of(q) is not None)
+        ]
         module = names[p]
         while module:
             module = module.rpartition('.')[0]
             if found := [q for q in others if names[q].startswith(f'{module}.' if module else '')]:
                 return found
         return others
-
-    def _has_anchor(self, p: Parameter) -> bool:
-        return self.anchor_of(p) is not None
 
     @eager
     def _hide_bare_anchors(self, groups: list[dict]) -> dict[Parameter, Tensor | None]:

@@ -24,9 +24,8 @@ class Rule:
         defaults (Mapping): Defaults of ``paramwise_cfg.rollback`` that differ from those of OLOR.
         pulls_new (bool): Whether ``rollback_new`` pulls parameters without an anchor to 0.
         has_share (bool): Whether a step takes a fixed share w of the way back, which :meth:`weight` then gives.
-        measures_step (bool): Whether it compares a parameter with a copy from before the step, which is then made of
-            some parameters at a time.
-        is_drift (bool): Whether it is the drift budget, which a kernel may do too.
+        is_drift (bool): Whether it is the drift budget. It compares a parameter with a copy from before the step, which
+            is made of some parameters at a time; a kernel needs none.
         is_review (bool): Whether all it does is ``lerp(theta, theta_0, w)`` after the step, which a kernel may do in
             the pass of the step.
     """
@@ -37,7 +36,6 @@ class Rule:
     defaults: ClassVar[Mapping[str, float]] = {}
     pulls_new = False
     has_share = False
-    measures_step = False
     is_drift = False
     is_review = False
 

@@ -28,7 +28,6 @@ class Drift(Rule):
 
     name = 'drift'
     symbol = 'the budget'
-    measures_step = True
     is_drift = True
 
     @contextmanager
