@@ -24,6 +24,7 @@ import pytest
 import torch
 from jobs import CLASSIFICATION, ROOT  # noqa: F401
 from mmengine._strategy import BaseStrategy
+from mmengine.logging import MMLogger
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin
@@ -160,6 +161,16 @@ def clean_process() -> Iterator[None]:
                     for log in made.handlers:
                         log.close()
             manager._instance_dict = type(manager._instance_dict)(before)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What MMEngine logs."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    monkeypatch.setattr(MMLogger, 'callHandlers', lambda self, record: handler.handle(record))
+    return lines
 
 
 @pytest.fixture(autouse=True)

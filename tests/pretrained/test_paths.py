@@ -5,7 +5,6 @@ Models are small, and their loss is that of their weights alone, so that one ste
 
 import copy
 import json
-import logging
 import re
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import torch
 import torchvision
 from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -145,16 +143,6 @@ def fit(tmp_path, monkeypatch):
         return anchors(runner.model, runner.optim_wrapper.optimizer)
 
     return fit_one
-
-
-@pytest.fixture
-def log(monkeypatch):
-    """What MMEngine logs."""
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    monkeypatch.setattr(MMLogger, 'callHandlers', lambda self, record: handler.handle(record))
-    return lines
 
 
 def assert_same(found: dict, expected: dict) -> None:
