@@ -13,7 +13,7 @@ def layer_drift(
     Args:
         weights (Mapping[str, Tensor]): The fine-tuned state dict.
         pretrained (Mapping[str, Tensor]): The pre-trained one, under the same names. A parameter that is missing here
-            is new and does not count.
+            is new and does not count, nor do elements that are NaN.
         index (Mapping[str, tuple[int, int]]): Parameter name to (i, n), from :func:`olor_mm.layers.layer_index`.
 
     Returns:
@@ -27,8 +27,9 @@ def layer_drift(
     for name, (layer, _) in index.items():
         if name in weights and name in pretrained:
             start = pretrained[name].double()
-            moved[layer] = moved.get(layer, 0.0) + (weights[name].double() - start).square().sum().item()
-            norm[layer] = norm.get(layer, 0.0) + start.square().sum().item()
+            away = (weights[name].double() - start).masked_fill(start.isnan(), 0)
+            moved[layer] = moved.get(layer, 0.0) + away.square().sum().item()
+            norm[layer] = norm.get(layer, 0.0) + start.square().nansum().item()
     if not norm:
         names = f'{next(iter(weights), None)!r} and {next(iter(pretrained), None)!r} are their first names'
         raise ValueError(f'no parameter is in both state dicts: {names}')

@@ -2,12 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.weak import WeakIdKeyDictionary
+
+NO_ANCHOR = float('nan')  # in place of elements that have none
+_new: MutableMapping[Parameter, Tensor] = WeakIdKeyDictionary()
 
 
 def check_anchor_options(group: dict, where: str) -> dict:
@@ -37,13 +41,39 @@ def check_anchor_options(group: dict, where: str) -> dict:
     return dict(anchor_dtype=dtype, anchor_device=device, anchor_file=[os.path.abspath(path) for path in files] or None)
 
 
+def mark_new(p: Parameter, is_new: Tensor) -> None:
+    """Say which elements of a pre-trained parameter were not pre-trained, e.g. a head's rows of new classes.
+
+    Its anchor, captured later, holds NaN there: such an element is free, and no part of a norm or of drift.
+
+    Args:
+        p (nn.Parameter): Of any shape; not a shard of one.
+        is_new (torch.Tensor): bool, of the shape of ``p``.
+
+    Raises:
+        ValueError: If ``is_new`` is of another dtype or shape, or ``p`` is sharded.
+    """
+    if is_new.dtype != torch.bool or is_new.shape != p.shape:
+        given = f'{str(is_new.dtype).removeprefix("torch.")} of shape {tuple(is_new.shape)}'
+        raise ValueError(f'is_new is {given}; give torch.bool of the shape of the parameter, {tuple(p.shape)}')
+    if hasattr(p, 'to_local') or getattr(p, '_fsdp_flattened', False):
+        raise ValueError('is_new is of a whole parameter, and FSDP has made shards of it: take DDP or ZeRO')
+    _new[p] = is_new
+
+
+def new_elements(p: Parameter) -> Tensor | None:
+    """What ``mark_new`` was told of a parameter; None if all of it counts as pre-trained."""
+    return _new.get(p)
+
+
 def make_anchor(p: Parameter, group: dict) -> Tensor:
     """A copy of a parameter, of its shape, as the options of its group want it."""
     dtype = p.dtype if group['anchor_dtype'] is None else getattr(torch, group['anchor_dtype'])
     anchor = p.detach().to(dtype)
     if anchor.data_ptr() == p.data_ptr():
         anchor = anchor.clone(memory_format=torch.preserve_format)
-    return place_anchor(anchor, p, group)
+    is_new = new_elements(p)
+    return place_anchor(anchor if is_new is None else anchor.masked_fill_(is_new.to(p.device), NO_ANCHOR), p, group)
 
 
 def place_anchor(anchor: Tensor, p: Parameter, group: dict) -> Tensor:
@@ -54,19 +84,21 @@ def place_anchor(anchor: Tensor, p: Parameter, group: dict) -> Tensor:
 
 
 def fetched(batches: Iterable[tuple]) -> Iterator[tuple]:
-    """Batches of (w, parameters, anchors) with every anchor on the device and in the dtype of its parameter.
+    """Batches of (w or a list of w, parameters, anchors), every anchor on the device and in the dtype of its parameter.
 
     Anchors from elsewhere come one by one, so that one copy at a time takes memory. Shards of a ``DTensor`` come as
     local tensors.
     """
     for weight, params, anchors in batches:
-        pairs = list(zip(local(params), local(anchors)))
-        near = [(p, a) for p, a in pairs if a.device == p.device and a.dtype == p.dtype]
+        weights = weight if isinstance(weight, list) else [weight] * len(params)
+        rows = list(zip(weights, local(params), local(anchors)))
+        near = [(w, p, a) for w, p, a in rows if a.device == p.device and a.dtype == p.dtype]
         if near:
-            yield weight, [p for p, _ in near], [a for _, a in near]
-        for p, a in pairs:
+            weights, here, beside = map(list, zip(*near))
+            yield weights if isinstance(weight, list) else weight, here, beside
+        for w, p, a in rows:
             if a.device != p.device or a.dtype != p.dtype:
-                yield weight, [p], [a.to(p.device, p.dtype, non_blocking=True)]
+                yield [w] if isinstance(weight, list) else w, [p], [a.to(p.device, p.dtype, non_blocking=True)]
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:

@@ -47,6 +47,7 @@ class Plan:
                 row = [p, p.grad, *[state.get(key) for key in ('anchor', *keys)]]
                 kernels = _kernels(p.device.type)
                 is_plain = PLAIN.issuperset(map(type, row)) and all(t.device == p.device for t in row)
+                is_plain = is_plain and p not in optimizer.partial
                 fits = is_plain and kernels and (kernels.TAKES_TENSORS or not needs_device)
                 kind = kernels.kind(row) if fits else None
                 if kind is None:

@@ -204,14 +204,30 @@ class Rollback(AnchoredState):
 
     @torch.no_grad()
     def pull(self, batches: list[tuple]) -> None:
-        """``params`` become ``lerp(params, anchors, w)`` for every (w, params, anchors)."""
+        """``params`` become ``lerp(params, anchors, w)`` for every (w, params, anchors).
+
+        w is a number, a tensor of one element, or a list of such tensors, one a parameter, which is 0 where a
+        GradScaler skipped the step. Elements without an anchor stay.
+        """
         found_inf = getattr(self, 'found_inf', None)  # set by a GradScaler that leaves the skipping to a fused kernel
-        for weight, params, anchors in fetched(batches):
+        for weight, params, anchors in fetched(map(self._without_free, batches) if self.partial else batches):
             if isinstance(weight, float) and weight == 0:
                 continue
-            if found_inf is not None:  # w = 0 where the kernel skipped, decided on the device: reading it would stall
+            if isinstance(weight, list):
+                weight = [w.to(p.device, p.dtype) for w, p in zip(weight, params)]
+            elif found_inf is not None:  # w = 0 where the kernel skipped, decided on the device: reading it would stall
                 weight = weight * (1 - found_inf)
             if isinstance(weight, torch.Tensor):
                 on = {(p.device, p.dtype): weight.to(p.device, p.dtype) for p in params}
                 weight = [on[p.device, p.dtype] for p in params]
             torch._foreach_lerp_(params, anchors, weight)
+
+    def _without_free(self, batch: tuple) -> tuple:
+        """A batch for ``pull`` with the present values of parameters where their anchors have none."""
+        weight, params, anchors = batch
+        anchors = list(anchors)
+        for i, p in enumerate(params):
+            if p in self.partial:
+                anchor = anchors[i].to(p.device, p.dtype)
+                anchors[i] = torch.where(anchor.isnan(), p, anchor)
+        return weight, params, anchors

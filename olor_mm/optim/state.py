@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from .anchors import AnchorFiles, local, make_anchor, place_anchor
+from .anchors import NO_ANCHOR, AnchorFiles, local, make_anchor, new_elements, place_anchor
 
 TINY = 0.01  # of the root mean square of the anchors beside it
-NO_ANCHOR = float('nan')
 NO_STATE: dict = {}
 FREE = 'free'  # `rollback_decided` of a group that had no level when anchors were captured
 # level of a group, should nothing be pre-trained after the backbone; in the group until that is known
@@ -31,7 +30,8 @@ eager = torch._disable_dynamo
 class AnchoredState(Optimizer):
     """The part of :class:`olor_mm.optim.Rollback` that keeps ``state[p]['anchor']``.
 
-    It is a tensor, or None for a pre-trained parameter that is frozen and may be trained later.
+    It is a tensor, or None for a pre-trained parameter that is frozen and may be trained later. Elements of it that are
+    NaN have no anchor and are free, see :func:`olor_mm.optim.anchors.mark_new`.
     """
 
     warn = staticmethod(warnings.warn)  # replaced where there is a log that people read
@@ -45,6 +45,7 @@ class AnchoredState(Optimizer):
         self._told_of_rise = False
         self.names: Mapping[Parameter, str] | None = None  # where the groups have none, or not all of the model
         self.anchored: Collection[Parameter] = ()  # also by the optimizers of other processes
+        self.partial: set[Parameter] = set()  # with an anchor of which some elements are NaN
         self._norms: dict[Parameter, tuple[float, int]] = {}  # of anchors, and their numbers of elements
         self._scales: dict[Parameter, float] = {}  # what `norm_of` found
 
@@ -79,9 +80,10 @@ class AnchoredState(Optimizer):
         for p, group in due:
             self._norms.pop(p, None)
             anchor = self._files.find(p, group)
-            if anchor is None and group['anchor_file']:
+            if anchor is None and group['anchor_file'] and new_elements(p) is None:
                 missing.append(group['anchor_file'])
             self.state[p]['anchor'] = make_anchor(p, group) if anchor is None else anchor
+            self._note_partial(p)
         if missing:
             self.warn(
                 f'anchor_file={sorted(set(chain(*missing)))}: {len(missing)} of {len(due)} pre-trained parameters have '
@@ -109,8 +111,21 @@ class AnchoredState(Optimizer):
         if p not in self._norms:
             anchor = self.state[p].get('anchor') if p in self.state else None
             [value] = local([p.detach() if anchor is None else anchor])
+            is_new = value.isnan() if p in self.partial else new_elements(p) if anchor is None else None
+            value = value if is_new is None else value[~is_new.to(value.device)]
             self._norms[p] = float(torch.linalg.vector_norm(value, dtype=torch.float64)), value.numel()
         return self._norms[p]
+
+    def _note_partial(self, p: Parameter) -> None:
+        anchor = None if p in self._files.entries else self.anchor_of(p)  # what is in a file is whole
+        is_partial = anchor is not None and bool(local([anchor])[0].isnan().any())
+        (self.partial.add if is_partial else self.partial.discard)(p)
+
+    def deviation(self, p: Parameter, anchor: Tensor) -> Tensor:
+        """theta - theta_0, on the device and in the dtype of theta; 0 in elements without an anchor."""
+        anchor = anchor.to(p.device, p.dtype, non_blocking=True)
+        away = p - anchor
+        return away.masked_fill_(anchor.isnan(), 0) if p in self.partial else away
 
     def _beside(self, p: Parameter) -> list[Parameter]:
         names = self.names
@@ -160,8 +175,14 @@ class AnchoredState(Optimizer):
                         f'{tuple(p.shape)} here: it is of another model'
                     )
                 self.state[p]['anchor'] = anchor
+                self._note_partial(p)
         self._scales.clear()
-        self._norms = {p: (float(a.double().norm()), a.numel()) for p, a in anchors.items() if isinstance(a, Tensor)}
+        self._norms.clear()
+        for p, anchor in anchors.items():
+            if isinstance(anchor, Tensor):  # also where another process has the parameter
+                value = local([anchor])[0].double()
+                value = value[~value.isnan()]
+                self._norms[p] = float(value.norm()), value.numel()
 
     def state_dict(self) -> dict:
         """The state of the base optimizer, with the anchors or their place in a file, and the kept statistics."""
@@ -195,6 +216,7 @@ class AnchoredState(Optimizer):
             '_told_of_rise': False,
             '_norms': {},
             '_scales': {},
+            'partial': set(),
             'names': None,
             'anchored': (),
         }
@@ -206,6 +228,8 @@ class AnchoredState(Optimizer):
             del state['state'][p]
         super().__setstate__(state)
         self.state.update(bare)
+        for p in self.state:
+            self._note_partial(p)
         for group in self.param_groups:  # of a stock optimizer
             self._complete(group)
 

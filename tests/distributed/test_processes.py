@@ -17,6 +17,7 @@ import olor_mm  # noqa: F401
 HERE = Path(__file__).parent
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 MODES = ('ddp', 'zero', 'fsdp', 'fsdp-blocks')
+RULES = ('olor', 'l2sp', 'l2sp_decoupled', 'spd', 'drift')
 pytestmark = pytest.mark.skipif(TORCH < (2, 4), reason='FSDP on CPU came with torch 2.4, and the rest needs no more')
 
 
@@ -204,7 +205,18 @@ def test_zero_without_the_hook_says_so_instead_of_waiting_for_ever(two):
     assert "was not gathered: set custom_hooks=[dict(type='ConsolidateOptimizerHook')]" in output
 
 
-@pytest.mark.parametrize('rule', ['l2sp', 'l2sp_decoupled', 'spd', 'drift'])
+@pytest.mark.parametrize('rule', RULES)
+def test_rows_of_two_processes_are_those_of_one_and_resume_exactly(two, rule):
+    folder, _ = two
+    for ended in results(folder / 'rules'):
+        for kind in ('ddp rows', 'zero rows'):
+            for p, q in zip(ended[kind, rule], ended['rows', rule], strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+        assert all(map(torch.equal, ended['zero rows resumed', rule], ended['zero rows', rule]))
+        assert not torch.allclose(ended['rows', rule][0][4], ended['alone', rule][0][4], atol=1e-4)
+
+
+@pytest.mark.parametrize('rule', RULES)
 def test_rules_of_two_processes_are_those_of_one_or_refused(two, rule):
     folder, _ = two
     for ended in results(folder / 'rules'):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..anchors import NO_ANCHOR
 from ..penalty import check_number
 from .base import Batch, Rule
 from .drift import Drift
@@ -75,7 +76,7 @@ def around_step(optimizer, groups: list[dict], closure: Callable | None) -> Iter
 
         def begin() -> None:
             for group, pairs in zip(active, anchored):
-                if batches := _batches(group, pairs):
+                if batches := _batches(group, pairs, optimizer.partial):
                     stack.enter_context(RULES[group['rollback_rule']].around(optimizer, group, batches))
 
         def evaluate():
@@ -88,9 +89,11 @@ def around_step(optimizer, groups: list[dict], closure: Callable | None) -> Iter
         yield closure and evaluate
 
 
-def _batches(group: dict, pairs: list[tuple[Parameter, Tensor | None]]) -> list[Batch]:
+def _batches(group: dict, pairs: list[tuple[Parameter, Tensor | None]], partial: set[Parameter]) -> list[Batch]:
     pairs = [(p, anchor) for p, anchor in pairs if p.grad is not None]
     old = [(p, anchor) for p, anchor in pairs if anchor is not None]
     new = [(p, torch.zeros_like(p)) for p, anchor in pairs if anchor is None and group['rollback_new']]
+    if group['rollback_new']:  # what is free of an anchor goes to 0, and the rest of it has none there
+        new += [(p, torch.where(anchor.isnan(), 0.0, NO_ANCHOR)) for p, anchor in old if p in partial]
     levels = ((group['rollback'], old), (group['rollback_new'], new))
     return [(level, [p for p, _ in some], [a for _, a in some]) for level, some in levels if some and level]

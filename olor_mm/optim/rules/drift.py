@@ -38,14 +38,15 @@ class Drift(Rule):
         pulls = []
         for (budget, params, anchors), before in zip(batches, copies):
             torch._foreach_sub_(before, [_in_full(p) for p in local(params)])
-            for p, anchor, length in zip(params, anchors, torch._foreach_norm(before)):
-                pulls.append((share(length, budget * optimizer.norm_of(p)), [p], [anchor]))
+            for p, anchor, step in zip(params, local(anchors), before):
+                if p in optimizer.partial:
+                    step.masked_fill_(anchor.isnan().to(step.device), 0)
+            # where nothing at all has a norm, a radius that every step exceeds
+            radii = [budget * optimizer.norm_of(p) or torch.finfo(torch.float32).tiny for p in params]
+            weights = torch._foreach_div(torch._foreach_norm(before), radii)
+            torch._foreach_clamp_max_(weights, 1.0)
+            pulls.append((weights, params, anchors))
         optimizer.pull(pulls)
-
-
-def share(length: Tensor, radius: float) -> Tensor:
-    """w of a step of this length, a tensor of one element; the radius is what the budget allows in all."""
-    return (length / radius).clamp(max=1) if radius else (length > 0).to(length.dtype)
 
 
 def _in_full(p: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class L2SP(Rule):
         try:
             for level, params, anchors in batches:
                 for p, anchor in zip(params, anchors):
-                    pull = p - anchor.to(p.device, p.dtype, non_blocking=True)
+                    pull = optimizer.deviation(p, anchor)
                     pull = pull if scale is None else pull * scale.to(p.device)
                     p.grad = p.grad.add(pull.to(p.grad.dtype), alpha=-level if group.get('maximize') else level)
             yield

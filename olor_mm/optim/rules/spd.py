@@ -37,13 +37,13 @@ class SPD(Rule):
                         "rollback_rule='spd' compares whole parameter tensors, and FSDP has made shards of them: take "
                         'DistributedDataParallel or ZeroRedundancyOptimizer, or another rule'
                     )
-                deviation = p - anchor.to(p.device, p.dtype, non_blocking=True)
+                deviation = optimizer.deviation(p, anchor)
                 slope = (p.grad * deviation).sum()
                 before.append((level, p, anchor, slope < 0 if group.get('maximize') else slope > 0, deviation.norm()))
         yield
         pulls = []
         for level, p, anchor, turns_back, radius in before:
-            reached = (p - anchor.to(p.device, p.dtype, non_blocking=True)).norm()
+            reached = optimizer.deviation(p, anchor).norm()
             ratio = torch.where(turns_back & (reached > radius), (reached - radius) / reached, 0)
             pulls.append((level * ratio, [p], [anchor]))
         optimizer.pull(pulls)
