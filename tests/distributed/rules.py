@@ -4,6 +4,7 @@ Weights by kind and rule, or the error that refuses them, are written to WORK_DI
 one row of the first layer is new.
 """
 
+import copy
 import os
 
 import torch
@@ -21,6 +22,17 @@ OPTIONS = dict(
     l2sp_decoupled=dict(rollback=5.0, rollback_new=2.0),
     spd=dict(rollback=1.0),
     drift=dict(rollback=0.5),
+)
+KINDS = (
+    'alone',
+    'zero',
+    'fsdp',
+    'fsdp resumed',
+    'rows',
+    'ddp rows',
+    'ddp rows resumed',
+    'zero rows',
+    'zero rows resumed',
 )
 
 
@@ -41,9 +53,9 @@ def optimizer_of(model, kind: str, rule: str):
 
 
 def resumed(optimizer, model, kind: str, rule: str):
-    """Another optimizer that goes on from the state of all processes."""
-    state_dict: dict = {}
-    for rank in range(torch.distributed.get_world_size()):
+    """Another optimizer that goes on from the state of all processes, or from that of each its own."""
+    state_dict = {} if 'zero' in kind else copy.deepcopy(optimizer.state_dict())
+    for rank in range(torch.distributed.get_world_size() if 'zero' in kind else 0):
         optimizer.consolidate_state_dict(to=rank)
         state_dict = optimizer.state_dict() if rank == torch.distributed.get_rank() else state_dict
     other = optimizer_of(model, kind, rule)
@@ -57,7 +69,7 @@ def train(kind: str, rule: str) -> list[torch.Tensor]:
         is_new = torch.zeros(6, 6, dtype=torch.bool)
         is_new[4] = True
         mark_new(model[0].weight, is_new)
-    if kind == 'fsdp':
+    if 'fsdp' in kind:
         fully_shard(model)
     forward = DistributedDataParallel(model) if 'ddp' in kind else model
     optimizer = optimizer_of(model, kind, rule)
@@ -77,7 +89,7 @@ def main(arguments: list[str]) -> None:
         torch.distributed.init_process_group('gloo')
     ended: dict = dict(start=[p.detach() for p in made()[0].parameters()])  # of those that are pulled
     for rule in OPTIONS:
-        for kind in ('alone', 'zero', 'fsdp', 'rows', 'ddp rows', 'zero rows', 'zero rows resumed'):
+        for kind in KINDS:
             try:
                 ended[kind, rule] = train(kind, rule)
             except ValueError as error:
