@@ -23,6 +23,7 @@ MODELS = {
 }
 STOCK = "AdamW, MMEngine's default groups"
 OURS = 'OLOR as the constructor builds it'
+BUDGET = 'OLOR, drift budget'
 FUSED = 'AdamW, fused, one group'
 
 
@@ -38,12 +39,21 @@ def data_of(name: str) -> dict:
     return demo_mm_inputs(1, [(3, 320, 320)], num_items=[4], num_classes=80, with_mask=True)
 
 
+def budget_wrapper(model: nn.Module) -> OptimWrapper:
+    return olor_wrapper(model, max_drift=0.05)
+
+
 def fused_wrapper(model: nn.Module) -> OptimWrapper:
     """No options for parts of the model: MMEngine then makes one group."""
     return build_optim_wrapper(model, dict(optimizer=dict(ADAMW, fused=True)))
 
 
-ROWS: dict[str, Callable[[nn.Module], OptimWrapper]] = {STOCK: stock_wrapper, OURS: olor_wrapper, FUSED: fused_wrapper}
+ROWS: dict[str, Callable[[nn.Module], OptimWrapper]] = {
+    STOCK: stock_wrapper,
+    OURS: olor_wrapper,
+    BUDGET: budget_wrapper,
+    FUSED: fused_wrapper,
+}
 
 
 def iteration(model: nn.Module, wrapper: OptimWrapper, data: dict) -> Callable[[int], None]:

@@ -1,7 +1,7 @@
 # Layer-wise rollback for any stock config. Take it as a second base and put this into your config:
 #     optim_wrapper = dict(_delete_=True, **_base_.olor_optim_wrapper)
 # (stock configs define `optim_wrapper` themselves, and two bases must not define the same key).
-# How to choose a level: docs/en/choosing_a_level.md.
+# How to choose a level or a budget: docs/en/choosing_how_strong.md.
 custom_imports = dict(imports=['olor_mm'])
 
 rollback = dict(

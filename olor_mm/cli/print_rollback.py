@@ -1,4 +1,4 @@
-"""Print what rollback a config means, without training: layer, source, lambda, w and half-life of every layer.
+"""Print what rollback a config means, without training: layer, source, lambda, w and half-life, or budget and bound.
 
     python tools/analysis_tools/print_rollback.py CONFIG [--load-from CHECKPOINT] [--images N] [--parameters]
                                                   [--csv FILE] [--plot FILE] [--cfg-options KEY=VALUE ...]
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument('--images', type=int, help='training images of an epoch, where the data set is not here')
     parser.add_argument('--parameters', action='store_true', help='also print every parameter')
     parser.add_argument('--csv', type=Path, help='file to write all figures of every parameter to')
-    parser.add_argument('--plot', type=Path, help='file to draw lambda over depth into: .png, .svg, .pdf')
+    parser.add_argument('--plot', type=Path, help='file to draw lambda and budget over depth into: .png, .svg, .pdf')
     parser.set_defaults(launcher='none', work_dir=None, local_rank=0)
     args = parser.parse_args()
     if args.images is not None and args.images < 1:

@@ -16,6 +16,7 @@ from ..names import nearest
 from ..optim.rules import RULES
 from ..optim.state import OTHERWISE
 from ..pretrained import LoadRecord
+from .budgets import BudgetUse, EndOfTraining
 from .fsdp import whole_parameters
 from .optimizers import OLOR, flat_cfg, is_named, rollback_class
 from .selection import PretrainedSelection, repeat_loading, was_initialised
@@ -60,6 +61,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     heads: list[nn.Parameter]  # what is trained after the backbone, without a level by hand
+    layers: dict[nn.Parameter, int]  # i of every parameter that is trained
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         stock, self.settings = _parsed(paramwise_cfg or {})
@@ -121,6 +123,8 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         optimizer.select_pretrained = selection
         inner.names = selection.names
         mix_in(optim_wrapper, StartOfTraining)
+        mix_in(optim_wrapper, EndOfTraining)
+        optim_wrapper.budgets = BudgetUse(optimizer, self.layers)
         optim_wrapper.start = Start(optimizer, selection, optim_wrapper.message_hub, self.heads)
         selection.start = optim_wrapper.start  # for a loop that steps the optimizer by itself
         return optim_wrapper
@@ -145,6 +149,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for group in groups:  # torch refuses the second group of a shared parameter
             by_parameter.setdefault(group['params'][0], group)
         self.heads = [p for p in by_parameter if names[p] in heads]
+        self.layers = {p: index[names[p]][0] for p in by_parameter}
         for p, group in by_parameter.items():
             name = names[p]
             strength = custom.get(clean_name(name), settings.strength(*index[name], bool(self.heads)))

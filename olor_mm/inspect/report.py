@@ -20,7 +20,11 @@ class Parameter:
     norm: str  # running statistics of its norm layer: 'updated', 'frozen' or 'none'; '' outside of any
     lr: tuple[float, ...] = ()  # three learning rates; () if it is in no group of the optimizer
     weight_decay: float | None = None
-    level: float | None = None  # lambda
+    level: float | None = None  # lambda; None under a drift budget
+    budget: float | None = None  # share of its norm that it may move; None without a drift budget
+    bound: float | None = None  # of ||theta - theta_0|| under a budget; None where its weights are not here
+    size: float | None = None  # ||theta_0||, beside the bound
+    is_held: bool = False  # pre-trained and trained, with a level or a budget
     w: tuple[float, ...] = (0.0, 0.0, 0.0)  # three shares of the way back per step; zeros without rollback
     anchor_bytes: int = 0
 

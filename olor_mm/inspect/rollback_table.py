@@ -1,4 +1,4 @@
-"""The rollback that a config means, found without training: layer, source, lambda and w of every parameter."""
+"""The rollback that a config means, found without training: layer, source, lambda, w and budget of every parameter."""
 
 import contextlib
 import os
@@ -10,10 +10,12 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
+from ..engine.budgets import is_under_budget
 from ..engine.constructor import OLOROptimWrapperConstructor
 from ..engine.optimizers import is_named
 from ..engine.settings import STOCK_KEYS, RollbackSettings
-from ..pretrained import statistics_states, summary
+from ..optim.rules import RULES
+from ..pretrained import new_elements, statistics_states, summary
 from .libraries import named, quiet
 from .report import CLAIMED, NEW, Parameter, RollbackReport
 from .schedule import walk_schedule
@@ -125,15 +127,26 @@ def _fill(runner: Runner, origins: dict, points: list[list[dict]], index: dict, 
             continue
         groups = [point[numbers[p]] for point in points]
         row.lr = tuple(float(group['lr']) for group in groups)
-        row.weight_decay, row.level = groups[0].get('weight_decay'), groups[0]['rollback']
+        row.weight_decay, strength = groups[0].get('weight_decay'), groups[0]['rollback']
+        row.level, row.budget = (None, strength) if is_under_budget(groups[0]) else (strength, None)
         if p in selected and p.requires_grad:
+            row.is_held = strength > 0
+            if row.budget and report.sources.get(source, 'loaded') == 'loaded':  # its weights are here
+                row.bound = row.budget * optimizer.norm_of(p)
+                row.size = _norm(p)
             row.w = tuple(float(optimizer.rollback_weight(group)) for group in groups)
             dtype = p.dtype if groups[0]['anchor_dtype'] is None else getattr(torch, groups[0]['anchor_dtype'])
             row.anchor_bytes = 0 if groups[0]['anchor_file'] else p.numel() * dtype.itemsize
 
 
+def _norm(p: torch.nn.Parameter) -> float:
+    """||theta_0||, without elements that are new."""
+    is_new = new_elements(p)
+    return float((p.detach() if is_new is None else p.detach()[~is_new.to(p.device)]).double().norm())
+
+
 def _warnings(cfg: Mapping, settings: RollbackSettings, report: RollbackReport) -> Iterator[str]:
-    rows, rule = report.parameters, settings.shown_rule
+    rows, rule = report.parameters, RULES[settings.rule]
     backbone = [row for row in rows if row.layer < row.layers]
     loaded = sum(row.number for row in backbone if row.source != NEW) / (sum(row.number for row in backbone) or 1)
     if any(row.source != NEW for row in rows) and loaded < 0.5:
@@ -142,8 +155,10 @@ def _warnings(cfg: Mapping, settings: RollbackSettings, report: RollbackReport) 
     if claimed:
         because = f'because of pretrained={settings.pretrained!r}, but no checkpoint has them'
         yield f'{len(claimed)} parameters, like {claimed[0]}, count as pre-trained {because}.'
-    if not any(row.level for row in rows):
+    if not any(row.level or row.budget for row in rows):
         yield 'lambda is 0 everywhere: this is plain training. Set rollback.max_level above 0.'
+    if (budget := max((row.budget or 0 for row in rows), default=0)) >= 1:
+        yield f'A drift budget of {budget:.3g} lets a tensor move by its whole norm: 0.05, and not 5, is 5 %.'
     risen = [row for row in rows if row.level and max(row.w) > row.level * (1 + 1e-6)]
     if risen:
         w, level = max(max(row.w) for row in risen), max(row.level or 0 for row in risen)
@@ -157,9 +172,8 @@ def _warnings(cfg: Mapping, settings: RollbackSettings, report: RollbackReport) 
         yield f'Rollback will hardly show: a deviation takes {least}. Raise max_level.'
     if not rule.is_review:
         share = 'w is the share of its decay' if rule.has_share else 'a step takes no fixed share back, so w is 0'
-        given = f'rule={rule.name!r}' if settings.max_drift is None else f'max_drift={settings.max_drift!r}'
-        yield f'{given}: the column lambda has {rule.symbol} of the rule; {share}.'
-    elif settings.coupling == 'lr' and not cfg.get('param_scheduler'):
+        yield f'rule={rule.name!r}: the column lambda has {rule.symbol} of the rule; {share}.'
+    elif any(row.level for row in rows) and settings.coupling == 'lr' and not cfg.get('param_scheduler'):
         yield "coupling='lr' without a param_scheduler: w stays at lambda to the end, as with coupling='constant'."
     # without a gradient, a step leaves (1 - w) (1 - lr decay) theta + w theta_0: at rest theta is this share of theta_0
     rest = [(row.w[1] / (row.w[1] + row.lr[1] * (row.weight_decay or 0.0)), row.layer) for row in rows if row.w[1]]

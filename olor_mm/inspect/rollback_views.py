@@ -7,6 +7,7 @@ from itertools import accumulate, chain, groupby
 from operator import attrgetter
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
@@ -83,12 +84,21 @@ def print_report(report: RollbackReport, console: Console, per_parameter: bool =
     for checkpoint, number in numbers.items():
         console.print(f'{number} {checkpoint}', markup=False, highlight=False, soft_wrap=True)
         console.print(f'    {report.sources[checkpoint]}', markup=False, highlight=False)
-    console.print(_how_table(layers, report))
+    by_level, by_budget = (_with(key, layers) for key in ('level', 'budget'))
+    if by_level or not by_budget:
+        console.print(_how_table(by_level if by_budget else layers, report))
+    if by_budget:
+        console.print(_budget_table(by_budget if by_level else layers))
     if per_parameter:
         for line in _parameter_lines(report, marks):
             console.print(line, markup=False, highlight=False)
         console.print()
     _print_summary(report, console)
+
+
+def _with(key: str, layers: list[list[Parameter]]) -> list[list[Parameter]]:
+    """The layers that have a 'level' or 'budget' above 0."""
+    return [rows for rows in layers if any(getattr(row, key) for row in rows)]
 
 
 def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
@@ -141,24 +151,53 @@ def _how_table(layers: list[list[Parameter]], report: RollbackReport) -> Table:
     return table
 
 
+def _budget_table(layers: list[list[Parameter]]) -> Table:
+    table = _table(
+        '\nHow far each layer may move: after every step, ||theta - theta_0|| is at most the bound',
+        *('layer', 'lr at top', 'weight decay', 'tensors\nheld'),
+        *('budget', '||theta_0||', 'bound', 'bound /\n||theta_0||'),
+    )
+    for rows in layers:
+        held = [row for row in rows if row.is_held and row.budget]
+        size, bound = _norm_of([row.size for row in held]), _norm_of([row.bound for row in held])
+        table.add_row(
+            f'{rows[0].layer}',
+            _span(row.lr[1] for row in rows if row.lr),
+            _span(row.weight_decay for row in rows),
+            f'{len(held) or NONE}',
+            _span(row.budget for row in rows),
+            _span([size]),
+            _span([bound]),
+            _span([bound / size if size and bound else None]),
+        )
+    return table
+
+
+def _norm_of(norms: list[float | None]) -> float | None:
+    """The norm of tensors of these norms together; None if one is not known, or there is none."""
+    return math.hypot(*norms) if norms and None not in norms else None  # type: ignore[arg-type]
+
+
 def _in_epochs(half_lives: Iterable[float | None], report: RollbackReport) -> list[float]:
     return [half / report.steps_per_epoch for half in half_lives if half and report.steps_per_epoch]
 
 
 def _parameter_lines(report: RollbackReport, marks: dict[str, str]) -> Iterable[str]:
     """Two lines per parameter, since a name can fill a line."""
-    line = '{:>7}{:>10}{:>9}{:>8}{:>9}{:>11}{:>9}{:>11}{:>11}{:>11}'.format
+    line = '{:>6}{:>9}{:>8}{:>7}{:>8}{:>10}{:>8}{:>9}{:>9}{:>10}{:>8}{:>8}'.format
+    heads = ('lr at top', 'decay', 'lambda', 'w at top', 'half-life', 'budget', 'bound')
     yield 'Every parameter'
-    yield line('layer', 'number', 'source', 'frozen', 'norm', 'lr at top', 'decay', 'lambda', 'w at top', 'half-life')
+    yield line('layer', 'number', 'source', 'frozen', 'norm', *heads)
     for row in report.parameters:
         yield row.name
         kind = (_count(row.number), marks[row.source], 'yes' if row.frozen else NONE, row.norm or NONE)
         figures = (row.lr[1:2], [row.weight_decay], [row.level], row.w[1:2] if any(row.w) else ())
-        yield line(row.layer, *kind, *map(_span, figures), _span([row.half_life], _steps))
+        budget = map(_span, ([row.budget], [row.bound]))
+        yield line(row.layer, *kind, *map(_span, figures), _span([row.half_life], _steps), *budget)
 
 
 def _print_summary(report: RollbackReport, console: Console) -> None:
-    rows, held = report.parameters, [row for row in report.parameters if any(row.w)]
+    rows, held = report.parameters, [row for row in report.parameters if row.is_held]
     frozen = sum(row.frozen for row in rows)
     lines = [
         f'Rolled back: {len(held)} of {len(rows)} parameter tensors, {_count(sum(row.number for row in held))} of '
@@ -167,8 +206,14 @@ def _print_summary(report: RollbackReport, console: Console) -> None:
         f'Anchors: {sum(row.anchor_bytes for row in rows) / 2**20:.1f} MiB of memory',
         f'Pre-trained norm layers: {report.norms}',
         f'One process; {report.data}',
-        'Half-life: -ln 2 / ln(1 - w) at top, the time that halves a deviation without gradients',
     ]
+    if any(any(row.w) for row in rows):
+        lines += ['Half-life: -ln 2 / ln(1 - w) at top, the time that halves a deviation without gradients']
+    if any(row.budget for row in rows):
+        lines += [
+            'Bound: of a tensor, budget times ||theta_0||; of a layer, the root of the sum of their squares. A tensor '
+            'whose theta_0 is 0 or tiny has the budget of those beside it, so a layer may exceed budget times its norm'
+        ]
     if report.max_level:
         steps = half_life_of(report.max_level)
         epochs = ''.join(f'{_epochs(half)} epochs, ' for half in _in_epochs([steps], report))
@@ -190,7 +235,8 @@ def write_csv(report: RollbackReport, file: Path) -> None:
         writer = csv.writer(stream)
         names = (
             'parameter,layer,layers,number,source,source_status,frozen,norm_statistics,lr_start,lr_top,lr_end,'
-            'weight_decay,lambda,w_start,w_top,w_end,half_life_steps,half_life_epochs,anchor_bytes'
+            'weight_decay,lambda,w_start,w_top,w_end,half_life_steps,half_life_epochs,anchor_bytes,budget,bound,'
+            'anchor_norm'
         )
         writer.writerow(names.split(','))
         for row in report.parameters:
@@ -198,46 +244,70 @@ def write_csv(report: RollbackReport, file: Path) -> None:
                 [row.name, row.layer, row.layers, row.number, row.source, report.sources.get(row.source, '')]
                 + [int(row.frozen), row.norm, *(row.lr or ('', '', '')), row.weight_decay, row.level, *row.w]
                 + [row.half_life, next(iter(_in_epochs([row.half_life], report)), ''), row.anchor_bytes]
+                + [row.budget, row.bound, row.size]
             )
 
 
 def plot_levels(report: RollbackReport, file: Path, title: str) -> None:
-    """Plot lambda over depth, and w at the start, the top and the end of the schedule."""
+    """Plot lambda over depth, and w at the start, the top and the end of the schedule; drift budgets over depth."""
     layers = by_layer(report.parameters)
-    held = [[row for row in rows if any(row.w)] for rows in layers]
-    figure = Figure(figsize=(max(7, min(14, 3 + 0.34 * len(layers))), 5.4), layout='constrained')
-    axes = figure.add_subplot()
-    levels = [max((row.level or 0.0 for row in rows), default=0.0) for rows in layers]
-    shown, idle = ([i for i, rows in enumerate(held) if bool(rows) == is_held] for is_held in (True, False))
-    axes.bar(shown, [levels[i] for i in shown], color=BLUE, label='lambda of layers that are rolled back')
-    if any(levels[i] for i in idle):
-        label = 'lambda of layers that are not'
-        axes.bar(idle, [levels[i] for i in idle], color='white', edgecolor=GREY, hatch='///', label=label)
+    has_budgets = bool(_with('budget', layers))
+    kinds = [_draw_levels] * bool(_with('level', layers) or not has_budgets) + [_draw_budgets] * has_budgets
+    size = (max(7, min(14, 3 + 0.34 * len(layers))), 5.4 * len(kinds))
+    figure = Figure(figsize=size, layout='constrained')
+    for axes, draw in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds):
+        highest = draw(axes, layers, report)
+        if len(layers) <= 40:
+            names = [', '.join(names).removeprefix('backbone.') for names in modules_of(layers)]
+            names = [name if len(name) <= 24 else f'{name[:22]} ...' for name in names]
+            labels = [f'{name}: {rows[0].layer}' for name, rows in zip(names, layers)]
+            axes.set_xticks(range(len(layers)), labels, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
+        axes.set(ylim=(0, highest * 1.05 or 1), xlim=(-0.7, len(layers) - 0.3))
+        axes.set(xlabel='layer i, from the input to neck and head')
+        axes.spines['top'].set_visible(False)
+        axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(title)
+    figure.savefig(file, dpi=150)
+
+
+def _draw_bars(axes: Axes, layers: list[list[Parameter]], key: str, what: str) -> list[float]:
+    """Bars of the strength of each layer, other ones where it holds nothing, and why; returns the heights."""
+    heights = [max((getattr(row, key) or 0.0 for row in rows), default=0.0) for rows in layers]
+    is_held = [any(row.is_held and getattr(row, key) for row in rows) for rows in layers]
+    shown, idle = ([i for i, held in enumerate(is_held) if held == wanted] for wanted in (True, False))
+    axes.bar(shown, [heights[i] for i in shown], color=BLUE, label=f'{what} of layers that are rolled back')
+    if any(heights[i] for i in idle):
+        label = f'{what} of layers that are not'
+        axes.bar(idle, [heights[i] for i in idle], color='white', edgecolor=GREY, hatch='///', label=label)
     for i in idle:
-        states = {'frozen' if row.frozen else 'new' if row.source == NEW else 'lambda 0' for row in layers[i]}
+        states = {'frozen' if row.frozen else 'new' if row.source == NEW else f'no {what}' for row in layers[i]}
         label, frame = ', '.join(sorted(states)), dict(facecolor='white', edgecolor='none', pad=1)
         axes.annotate(label, (i, 0), (0, 4), textcoords='offset points', rotation=90, ha='center', bbox=frame)
+    return heights
+
+
+def _draw_levels(axes: Axes, layers: list[list[Parameter]], report: RollbackReport) -> float:
+    """Returns the highest value in it."""
+    highest = max([*_draw_bars(axes, layers, 'level', 'lambda'), *(w for row in report.parameters for w in row.w)])
+    held = [[row for row in rows if any(row.w)] for rows in layers]
     points = [
         (0, 'w at the first step', 'o', 'white'),
         (1, f'w at the highest rate (iteration {report.top_iteration:,})', 'D', YELLOW),
         (2, 'w at the last step', 'v', ORANGE),
     ]
     for point, label, marker, colour in points if report.top_iteration else points[1:]:
-        heights = [max(row.w[point] for row in held[i]) for i in shown]
-        axes.plot(shown, heights, marker, color=colour, markeredgecolor='black', label=label, clip_on=False, zorder=3)
-    if len(layers) <= 40:
-        names = [', '.join(names).removeprefix('backbone.') for names in modules_of(layers)]
-        names = [name if len(name) <= 24 else f'{name[:22]} ...' for name in names]
-        labels = [f'{name}: {rows[0].layer}' for name, rows in zip(names, layers)]
-        axes.set_xticks(range(len(layers)), labels, rotation=60, ha='right', rotation_mode='anchor', fontsize=8)
-    highest = max([*levels, *(value for row in report.parameters for value in row.w)])
-    axes.set(ylim=(0, highest * 1.05 or 1), xlim=(-0.7, len(layers) - 0.3))
-    axes.set(xlabel='layer i, from the input to neck and head', ylabel='lambda, w (share of the way back per step)')
+        heights = {i: max(row.w[point] for row in rows) for i, rows in enumerate(held) if rows}
+        (line,) = axes.plot([*heights], [*heights.values()], marker, color=colour, markeredgecolor='black', label=label)
+        line.set(clip_on=False, zorder=3)
+    axes.set(ylabel='lambda, w (share of the way back per step)', ylim=(0, highest * 1.05 or 1))
     halves = axes.secondary_yaxis('right')
     ticks = [tick for tick in axes.get_yticks() if 0 < tick <= axes.get_ylim()[1]]
     halves.set_yticks(ticks, [_steps(math.log(2) / tick) for tick in ticks])
     halves.set_ylabel('half-life of a deviation (steps)')
-    axes.spines['top'].set_visible(False)
-    axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
-    figure.suptitle(title)
-    figure.savefig(file, dpi=150)
+    return highest
+
+
+def _draw_budgets(axes: Axes, layers: list[list[Parameter]], report: RollbackReport) -> float:
+    """Returns the highest value in it."""
+    axes.set(ylabel='drift budget (highest ||theta - theta_0|| / ||theta_0||)')
+    return max(_draw_bars(axes, layers, 'budget', 'budget'))

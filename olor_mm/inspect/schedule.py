@@ -52,4 +52,5 @@ def walk_schedule(runner: Runner, report: RollbackReport) -> list[list[dict]]:
             f'The schedule is longer than the run of {loop.max_iters:,} iterations: param_scheduler goes on until '
             f'iteration {last_change:,}, so warm-up or decay is cut off.'
         )
-    return [[{**now[kind], 'rollback': g['rollback']} for kind, g in zip(kinds, groups)] for now in points]
+    own = [{key: group[key] for key in ('rollback', 'rollback_rule')} for group in groups]
+    return [[{**now[kind], **options} for kind, options in zip(kinds, own)] for now in points]

@@ -5,7 +5,7 @@ from numbers import Real
 
 FLOAT32_MAX = 3.4e38  # rounded down
 # of max_level: `min_level` where neck or heads are pre-trained and it is not given. Without it a detector forgets, see
-# docs/en/choosing_a_level.md
+# docs/en/choosing_how_strong.md
 SHARE_OF_HEADS = 0.3
 HINTS = dict(
     max_level='it is the share of the way back that a step takes nearest the input, usually 0 to 0.1',

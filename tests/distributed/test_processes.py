@@ -94,6 +94,7 @@ def two(checkpoint, photos, tmp_path_factory) -> tuple[Path, str]:
         ['fsdp2', folder / 'fsdp2/killed', '--save-at', 3],
     ]
     first.append(['forgetting', 'ddp', folder / 'forgetting', checkpoint, photos])
+    first += [['budgets', mode, folder / 'budgets' / mode, checkpoint] for mode in MODES]
     second = [['fsdp2', folder / 'fsdp2/killed', '--resume']]
     for mode in MODES:
         straight, killed = (
@@ -254,3 +255,24 @@ def test_forgetting_of_two_processes_is_that_of_one(checkpoint, photos, tmp_path
         assert {'val/pretrained/agreement', 'val/pretrained/kl', 'val/pretrained/accuracy/top1'} < found['single'][
             0
         ].keys()
+
+
+def use_of_budgets(work_dir: Path) -> dict[str, float]:
+    """Shares of the budgets by layer after the last iteration, which DriftHook logged."""
+    [file] = work_dir.rglob('scalars.json')
+    rows = [json.loads(line) for line in file.read_text().splitlines() if '_of_budget' in line]
+    assert [row['step'] for row in rows] == list(range(1, 10))
+    return {key: value for key, value in rows[-1].items() if key.endswith('_of_budget')}
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_two_processes_measure_the_use_of_budgets_together_and_say_it_once(checkpoint, two, tmp_path, mode):
+    here('budgets', 'single', tmp_path, checkpoint)
+    single, found = use_of_budgets(tmp_path), use_of_budgets(two[0] / 'budgets' / mode)
+    # under FSDP each shard has a bound of its own
+    assert len(single) > 4 and found == pytest.approx(single, rel=0.3 if 'fsdp' in mode else 1e-4)
+    layers = [value for key, value in found.items() if key.startswith('drift/layer')]
+    assert min(layers) > 0 and max(layers) <= 1
+    [log] = (two[0] / 'budgets' / mode).rglob('*.log')
+    [line] = [line for line in log.read_text().splitlines() if 'layers used' in line]
+    assert f'layers used {100 * min(layers):.0f} to {100 * max(layers):.0f} %' in line

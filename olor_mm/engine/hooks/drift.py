@@ -1,19 +1,20 @@
 """How far each layer has moved from its pre-trained weights, logged during training."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper, ZeroRedundancyOptimizer
+from mmengine.optim import OptimWrapper, OptimWrapperDict, ZeroRedundancyOptimizer
 from torch import Tensor, nn
 
 from ...layers import clean_name, layer_index, names_under, unwrapped
-from ...optim.anchors import fetched, make_anchor
+from ...optim.anchors import fetched, local, make_anchor
 from ...pretrained import LoadRecord
+from ..budgets import differences, radii, sums_of_squares
 from ..fsdp import whole_parameters
 from ..selection import PretrainedSelection, repeat_loading, was_initialised
 from .training import TrainedParameters
@@ -30,6 +31,10 @@ class DriftHook(Hook):
     the average. theta_0 is the anchor (rounded if ``anchor_dtype='bfloat16'``). Where there is none, it is a copy that
     the hook makes before a parameter's first step, keeps in host memory and saves in checkpoints, so that a resumed run
     measures against the same values. Under FSDP only parameters with an anchor are measured.
+
+    Where parameters of a layer have a drift budget, ``drift/layer_00_of_budget``, ... and ``drift/all_of_budget`` are
+    the share of it that they used: the root of the sum of ||theta - theta_0||^2, divided by that of their bounds, each
+    the budget times :meth:`olor_mm.optim.Rollback.norm_of`. It is at most 1, up to rounding.
 
     Args:
         interval (int): Iterations between two measurements; the last iteration is always measured. Defaults to 20.
@@ -56,13 +61,16 @@ class DriftHook(Hook):
         self._layers: Any = None  # pre-trained parameter to layer, from the first iteration on
         self._own: dict[nn.Parameter, Tensor] = {}
         self._norms: tuple[int, Tensor] | None = None  # of so many trained parameters
+        self._partial: set[nn.Parameter] = set()  # some elements of their pre-trained values are NaN: these are free
         self._is_told = False
 
     def before_run(self, runner) -> None:
         if not isinstance(runner.optim_wrapper, OptimWrapper):  # the run only tests
             return
         model = unwrapped(runner.model)
-        self._optimizer: Any = getattr(runner.optim_wrapper, 'optimizer', None)  # an OptimWrapperDict has several
+        several = isinstance(runner.optim_wrapper, OptimWrapperDict)
+        self._wrappers = [*runner.optim_wrapper.values()] if several else [runner.optim_wrapper]
+        self._optimizer: Any = None if several else runner.optim_wrapper.optimizer
         self._inner: Any = getattr(self._optimizer, 'optim', self._optimizer)  # ZeRO wraps one
         selection = getattr(self._inner, 'select_pretrained', None)
         self._selection = selection if isinstance(selection, PretrainedSelection) else None
@@ -160,17 +168,28 @@ class DriftHook(Hook):
         if not is_due or (get_rank() and not self._is_spread):  # the first process has everything
             return
         count = len(self._trained.found)
+        allowed = self._allowed()
         if self._norms is None or self._norms[0] != count:  # unfreezing adds to them
-            self._norms = count, self._squares((layer, starts) for layer, _, starts in self._pairs())
-        moved = self._squares((layer, torch._foreach_sub(params, starts)) for layer, params, starts in self._pairs())
-        squares = torch.stack([moved, self._norms[1]])
+            known = {**self._own, **self._anchors()}
+            self._partial = {p for p, start in known.items() if local([start])[0].isnan().any()}
+            sizes = (
+                (i, [torch.where(t.isnan(), 0, t) if are_partial else t for t in starts])
+                for (i, are_partial), _, starts in self._pairs(allowed)
+            )
+            self._norms = count, sums_of_squares(sizes, self._zeros())
+        moved = ((i, differences(params, starts, part)) for (i, part), params, starts in self._pairs(allowed))
+        bounds = self._zeros('cpu')
+        for p, radius in allowed.items():
+            bounds[self._number(p, allowed)] += radius**2
+        squares = torch.stack([sums_of_squares(moved, self._zeros()), self._norms[1], bounds.to(self._norms[1])])
         if self._is_spread:
             all_reduce(squares)
-        found = {i: (square, norm) for i, (square, norm) in enumerate(squares.T.tolist()) if norm}
-        scalars = {f'drift/layer_{i:02d}': (square / norm) ** 0.5 for i, (square, norm) in found.items()}
-        if found:
-            square, norm = map(sum, zip(*found.values()))
-            runner.visualizer.add_scalars({**scalars, 'drift/all': (square / norm) ** 0.5}, step=runner.iter + 1)
+        squares = squares.view(3, 2, -1)  # of layers, without a budget and under one
+        drifts, used = shares(*squares[:2].sum(1).tolist()), shares(*squares[::2, 1].tolist())
+        if drifts:
+            scalars = {f'drift/{name}': share for name, share in drifts.items()}
+            scalars |= {f'drift/{name}_of_budget': share for name, share in used.items()}
+            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
         elif count and not self._is_told:
             self._is_told = True
             fault = f'none of the {len(self._layers)} pre-trained parameter tensors is trained, so there is no drift'
@@ -179,25 +198,43 @@ class DriftHook(Hook):
             fault = 'no step of the optimizer was seen; torch before 2.2 runs no hooks of it after torch.compile'
             print_log(f'DriftHook: {fault}', logger='current', level=logging.WARNING)
 
-    def _pairs(self) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]:
-        """Layer, parameters and their pre-trained values, for the share of this process."""
+    def after_train(self, runner) -> None:
+        for wrapper in self._wrappers:  # which do not see an end that comes early
+            if hasattr(wrapper, 'budgets'):
+                wrapper.budgets.tell()
+
+    def _allowed(self) -> dict[nn.Parameter, float]:
+        """How far each measured parameter under a drift budget may move, for the share of this process."""
+        inner = [getattr(wrapper.optimizer, 'optim', wrapper.optimizer) for wrapper in self._wrappers]
+        found = {p: radius for optimizer in inner for p, radius in radii(optimizer).items()}
+        return {p: radius for p, radius in found.items() if p in self._layers and p in self._trained.found}
+
+    def _zeros(self, device=None) -> Tensor:
+        return torch.zeros(2 * max(self._index.values()) + 2, device=device or next(iter(self._index)).device)
+
+    def _number(self, p: nn.Parameter, allowed: Collection[nn.Parameter]) -> int:
+        """The place of a parameter in sums over layers: first those without a budget, then those under one."""
+        return self._layers[p] + (p in allowed) * (max(self._index.values()) + 1)
+
+    def _pairs(self, allowed: Collection[nn.Parameter]) -> Iterator[tuple[Any, list[Tensor], list[Tensor]]]:
+        """Place in the sums and whether values are partial, parameters, and these values; for this process' share."""
         anchors = self._anchors()
         here, anywhere = (
             {p for group in getattr(optimizer, 'param_groups', ()) for p in group['params']}
             for optimizer in (self._inner, self._optimizer)  # they differ with ZeRO
         )
-        batches: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-        for p, layer in self._layers.items():
+        batches: dict[tuple[int, bool], tuple[list[Tensor], list[Tensor]]] = {}
+        for p in self._layers:
             if p in self._trained.found and (p in here or (p not in anywhere and get_rank() == 0)):
-                params, starts = batches.setdefault(layer, ([], []))
+                params, starts = batches.setdefault((self._number(p, allowed), p in self._partial), ([], []))
                 params.append(p)
                 starts.append(anchors.get(p, self._own.get(p, p)))  # itself if an inf has skipped the first step
-        yield from fetched([(layer, *batch) for layer, batch in batches.items()])
+        yield from fetched([(key, *batch) for key, batch in batches.items()])
 
-    def _squares(self, batches: Iterable[tuple[int, list[Tensor]]]) -> Tensor:
-        """The squared norm of each layer, shape (layers,), for the share of this process."""
-        sums = torch.zeros(max(self._index.values()) + 1, device=next(iter(self._index)).device)
-        for layer, tensors in batches:
-            norms = torch._foreach_norm([t.float() for t in tensors])  # half precision would overflow
-            sums[layer] += torch.stack([norm.to(sums.device) for norm in norms]).square().sum()
-        return sums
+
+def shares(moved: list[float], size: list[float]) -> dict[str, float]:
+    """Of squares by layer, the ratio of their roots, by the name of the layer and in all; of no size there is none."""
+    squares = {f'layer_{i:02d}': pair for i, pair in enumerate(zip(moved, size)) if pair[1]}
+    if squares:
+        squares['all'] = (sum(pair[0] for pair in squares.values()), sum(pair[1] for pair in squares.values()))
+    return {name: (square / whole) ** 0.5 for name, (square, whole) in squares.items()}

@@ -8,12 +8,14 @@ from conftest import load
 from copies import WAYS, Average, beside_a_copy
 from digits import StopAfter, pretrained_state, train
 from hook_runs import SHARDED, STOCK, config, process_group, scalars
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from olor_mm.engine import DriftHook
 from olor_mm.layers import layer_index
+from olor_mm.pretrained import mark_new
 
 
 def drifts(work_dir) -> dict[int, dict]:
@@ -207,3 +209,109 @@ def test_prefixes_choose_what_is_measured(data, tmp_path):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         DriftHook(**options)
+
+
+BUDGET = 0.05
+
+
+def of_budget(work_dir, step: int) -> dict[str, float]:
+    found = drifts(work_dir)[step].items()
+    return {key.removeprefix('drift/'): value for key, value in found if key.endswith('_of_budget')}
+
+
+def expected_use(runner, budgets: dict[str, float] | float) -> dict[str, float]:
+    """In float64, of parameters with an anchor; ``budgets`` by prefix of their name."""
+    optimizer, index = runner.optim_wrapper.optimizer, layer_index(runner.model)
+    sums: dict[str, list[float]] = {}
+    for name, p in runner.model.named_parameters():
+        budget = budgets if isinstance(budgets, float) else next((b for n, b in budgets.items() if n in name), 0)
+        if budget and optimizer.anchor_of(p) is not None:
+            moved = (p.detach().double() - optimizer.anchor_of(p).double()).square().sum().item()
+            for key in (f'layer_{index[name][0]:02d}_of_budget', 'all_of_budget'):
+                pair = sums.setdefault(key, [0.0, 0.0])
+                pair[0] += moved
+                pair[1] += (budget * optimizer.norm_of(p)) ** 2
+    return {key: (moved / bound) ** 0.5 for key, (moved, bound) in sums.items()}
+
+
+def under_budget(cfg, custom_keys=(), **rollback):
+    cfg.optim_wrapper.paramwise_cfg.rollback = dict(max_drift=BUDGET, **rollback)
+    cfg.optim_wrapper.paramwise_cfg.custom_keys = dict(custom_keys)
+    return cfg
+
+
+def test_drift_under_a_budget_is_logged_as_a_share_of_it_too(data, tmp_path):
+    cfg = under_budget(config(tmp_path, data, dict(type='DriftHook', interval=1)))
+    runner, checkpoint = train(cfg)
+    row = drifts(tmp_path)[3]
+    assert of_budget(tmp_path, 3) == pytest.approx(expected_use(runner, BUDGET), rel=1e-4)
+    assert len(of_budget(tmp_path, 3)) == 19 and 0 < max(of_budget(tmp_path, 3).values()) <= 1
+    plain = {key: value for key, value in row.items() if not key.endswith('_of_budget')}
+    assert_drift(plain, runner, checkpoint, pretrained_state(data))
+
+
+def test_beside_levels_the_share_is_of_layers_and_tensors_under_a_budget_alone(data, tmp_path):
+    keys = {'layer1': dict(rollback=0.1), 'layer7.0.conv.0': dict(max_drift=0.0), 'conv2': dict(max_drift=0.2)}
+    runner, checkpoint = train(under_budget(config(tmp_path, data, dict(type='DriftHook', interval=1)), keys))
+    budgets = {'layer1': 0.0, 'layer7.0.conv.0': 0.0, 'backbone.conv2': 0.2, '': BUDGET}
+    found = of_budget(tmp_path, 3)
+    assert found == pytest.approx(expected_use(runner, budgets), rel=1e-4)
+    assert 'layer_01_of_budget' not in found and 'layer_17_of_budget' in found
+    plain = {key: value for key, value in drifts(tmp_path)[3].items() if not key.endswith('_of_budget')}
+    assert_drift(plain, runner, checkpoint, pretrained_state(data))  # of all, also of what is free
+
+
+@pytest.mark.parametrize('options', [dict(optim_wrapper=STOCK), {}], ids=['stock', 'levels'])
+def test_without_a_budget_there_is_no_share_of_one(data, tmp_path, options):
+    train(config(tmp_path, data, dict(type='DriftHook', interval=1), iterations=1, **options))
+    assert drifts(tmp_path) and not of_budget(tmp_path, 1)
+
+
+def test_a_frozen_layer_has_a_share_from_the_iteration_in_which_it_is_trained(data, tmp_path):
+    runner = Runner.from_cfg(under_budget(config(tmp_path, data, dict(type='DriftHook', interval=1))))
+    runner.register_hook(Unfreeze(), priority='HIGH')
+    runner.train()
+    assert 'layer_00_of_budget' not in of_budget(tmp_path, 2)
+    assert of_budget(tmp_path, 3) == pytest.approx(expected_use(runner, BUDGET), rel=1e-4)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_of_several_networks_the_trained_ones_have_a_share(data, tmp_path, way):
+    cfg = under_budget(config(tmp_path, data, dict(type='DriftHook', interval=1), iterations=2))
+    runner = Runner.from_cfg(beside_a_copy(cfg, way))
+    if way == 'average':
+        runner.register_hook(Average())
+    runner.train()
+    trained = {f'{name}.': BUDGET for name in ('student', 'backbone')}
+    assert of_budget(tmp_path, 2) == pytest.approx(expected_use(runner, trained), rel=1e-4)
+
+
+class Mark(Hook):
+    """Says that every second filter of the last convolution is new."""
+
+    def before_train(self, runner):
+        weight = runner.model.backbone.conv2.conv.weight
+        is_new = torch.zeros_like(weight, dtype=torch.bool)
+        is_new[::2] = True
+        mark_new(weight, is_new)
+
+
+@pytest.mark.parametrize('kind', ['stock', 'levels', 'budget'])
+def test_elements_without_a_pretrained_value_are_no_part_of_drift(data, tmp_path, kind):
+    cfg = config(
+        tmp_path, data, dict(type='DriftHook', interval=1), optim_wrapper=STOCK if kind == 'stock' else None, epochs=2
+    )
+    runner = Runner.from_cfg(under_budget(cfg) if kind == 'budget' else cfg)
+    runner.register_hook(Mark())
+    runner.register_hook(StopAfter(1))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    runner, _ = train(Config({**cfg, 'resume': True}))
+    row, name = drifts(tmp_path)[6], 'backbone.conv2.conv.weight'
+    source, state = pretrained_state(data), runner.model.state_dict()
+    for part in (source, state):
+        part[name] = part[name][1::2]
+    expected = expected_drift(state, source, layer_index(runner.model))
+    assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+    if kind == 'budget':
+        assert 0 < row['drift/layer_17_of_budget'] <= 1
