@@ -23,17 +23,27 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 )
 # empty: what is inherited from a config of olor_mm::, `_base_.olor_optim_wrapper` for one, is built in this scope
 OPTIM_WRAPPERS = Registry('optim_wrapper', scope='olor_mm', parent=stock.OPTIM_WRAPPERS, locations=LOCATIONS)
+METRICS = Registry('metric', scope='olor_mm', parent=stock.METRICS, locations=LOCATIONS)
+MODELS = Registry('model', scope='olor_mm', parent=stock.MODELS, locations=LOCATIONS)
+TRANSFORMS = Registry('transform', scope='olor_mm', parent=stock.TRANSFORMS, locations=LOCATIONS)
 HOOKS = Registry('hook', scope='olor_mm', parent=stock.HOOKS, locations=LOCATIONS)
 IMPORTED_LATER = {
     'OLOR': (OPTIMIZERS, ENGINE),
     'ZeroRedundancyOptimizerOLOR': (OPTIMIZERS, ENGINE),
     'OLOROptimWrapperConstructor': (OPTIM_WRAPPER_CONSTRUCTORS, ENGINE),
+    'ClassTransferHook': (HOOKS, ENGINE),
     'ConsolidateOptimizerHook': (HOOKS, ENGINE),
     'DriftHook': (HOOKS, ENGINE),
     'FreezeBackboneHook': (HOOKS, ENGINE),
     'PretrainedEvalHook': (HOOKS, ENGINE),
     'ResumableRandomnessHook': (HOOKS, ENGINE),
     'SafeCheckpointHook': (HOOKS, DURABLE),
+    'ClassGroupsAccuracy': (METRICS, 'olor_mm.extend.metrics_accuracy'),
+    'ClassGroupsCocoMetric': (METRICS, 'olor_mm.extend.metrics_coco'),
+    'ClassGroupsIoUMetric': (METRICS, 'olor_mm.extend.metrics_iou'),
+    'ExactModel': (MODELS, 'olor_mm.extend.exact'),
+    'DistillationLoss': (MODELS, 'olor_mm.extend.distill'),
+    'OldProbabilities': (TRANSFORMS, 'olor_mm.extend.distill'),
 }
 RENAMED = {'UpstreamEvalHook': "'PretrainedEvalHook'; its metrics begin with 'pretrained', no longer with 'upstream'"}
 

@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 TORCH, MMENGINE = {'torch'}, {'torch', 'mmengine'}
-METHOD = {'names', 'mixing', 'optim', 'layers', 'pretrained', 'measure'}
+METHOD = {'names', 'classes', 'mixing', 'optim', 'layers', 'pretrained', 'measure'}
 # wing or module: what it may import of olor_mm, and which libraries; `import_module` is an import by name
 ARROWS = {
     'names': (set(), set()),
@@ -24,15 +24,20 @@ ARROWS = {
     'scopes': (set(), MMENGINE),
     'optim': ({'names'}, TORCH | {'safetensors', 'numba', 'numpy', 'triton'}),
     'layers': ({'names', 'optim'}, TORCH),
-    'pretrained': ({'layers'}, TORCH),
+    'pretrained': ({'layers', 'optim'}, TORCH),
+    'classes': (set(), TORCH),
     'measure': ({'names', 'layers', 'pretrained'}, TORCH),
     'registry': ({'scopes', 'optim'}, MMENGINE | {'import_module'}),
     'engine': (METHOD | {'registry'}, MMENGINE | {'numpy'}),
     'durable': (METHOD | {'registry', 'engine'}, MMENGINE | {'numpy', 'safetensors'}),
+    'extend': (
+        METHOD | {'registry', 'engine'},
+        MMENGINE | {'mmdet', 'mmseg', 'mmpretrain', 'numpy', 'pycocotools', 'PIL', 'rich'},
+    ),
     'inspect': (METHOD | {'registry', 'engine'}, MMENGINE | {'matplotlib', 'rich'}),
     'compare': (set(), MMENGINE | {'numpy', 'pandas', 'scipy', 'matplotlib', 'markdown_it'}),
     'cli': (
-        METHOD | {'registry', 'engine', 'durable', 'inspect', 'compare'},
+        METHOD | {'registry', 'engine', 'durable', 'extend', 'inspect', 'compare'},
         MMENGINE | {'numpy', 'PIL', 'rich', 'matplotlib', 'yapf', 'import_module'},
     ),
     '__main__': ({'cli'}, {'import_module'}),
@@ -86,7 +91,8 @@ def test_every_wing_imports_what_is_below_it():
         ('optim/rollback.py', 'from ..layers import layer_index', 'olor_mm.layers.layer_index'),
         ('optim/rules/spd.py', 'from ...pretrained.record import LoadRecord', 'olor_mm.pretrained.record.LoadRecord'),
         ('layers/blocks.py', 'import mmengine.model', 'mmengine.model'),
-        ('pretrained/record.py', 'from .. import optim', 'olor_mm.optim'),
+        ('classes/names.py', 'from .. import pretrained', 'olor_mm.pretrained'),
+        ('pretrained/record.py', 'from .. import measure', 'olor_mm.measure'),
         ('measure/drift.py', 'def late():\n    from olor_mm.engine import DriftHook', 'olor_mm.engine.DriftHook'),
         ('engine/hooks/drift.py', 'import olor_mm.durable.files', 'olor_mm.durable.files'),
         ('durable/files.py', 'from ..cli import launch', 'olor_mm.cli.launch'),
@@ -138,7 +144,7 @@ def test_the_method_needs_torch_and_nothing_else(tmp_path):
             if source.exists() and not link.exists():
                 link.symlink_to(source)
     code = (
-        'import sys, torch, olor_mm.optim, olor_mm.layers, olor_mm.pretrained, olor_mm.measure\n'
+        'import sys, torch, olor_mm.classes, olor_mm.optim, olor_mm.layers, olor_mm.pretrained, olor_mm.measure\n'
         'p = torch.nn.Parameter(torch.ones(2)); p.grad = torch.ones(2)\n'
         'olor_mm.optim.AdamWOLOR([p], rollback=0.1).step()\n'
         'print(sorted({"mmengine", "mmcv", "numpy"} & set(sys.modules)))'

@@ -3,7 +3,14 @@
 from ..registry import ENGINE, register_members
 from .constructor import OLOROptimWrapperConstructor
 from .fsdp import mend_fsdp_strategy
-from .hooks import ConsolidateOptimizerHook, DriftHook, FreezeBackboneHook, PretrainedEvalHook, ResumableRandomnessHook
+from .hooks import (
+    ClassTransferHook,
+    ConsolidateOptimizerHook,
+    DriftHook,
+    FreezeBackboneHook,
+    PretrainedEvalHook,
+    ResumableRandomnessHook,
+)
 from .optimizers import OLOR
 from .zero import ZeroRedundancyOptimizerOLOR
 
@@ -11,6 +18,7 @@ mend_fsdp_strategy()
 
 __all__ = [
     'OLOR',
+    'ClassTransferHook',
     'ConsolidateOptimizerHook',
     'DriftHook',
     'FreezeBackboneHook',

@@ -1,5 +1,6 @@
 """Hooks for configs, one a file."""
 
+from .class_transfer import ClassTransferHook
 from .consolidation import ConsolidateOptimizerHook
 from .drift import DriftHook
 from .freezing import FreezeBackboneHook
@@ -7,6 +8,7 @@ from .pretrained_eval import PretrainedEvalHook
 from .randomness import ResumableRandomnessHook
 
 __all__ = [
+    'ClassTransferHook',
     'ConsolidateOptimizerHook',
     'DriftHook',
     'FreezeBackboneHook',
