@@ -12,6 +12,7 @@ COMMANDS = dict(  # name to module of olor_mm.cli and description
     print_rollback=('print_rollback', 'print what rollback a config means, before training'),
     compare=('compare', 'compare finished runs in one report'),
     init=('init', 'write a config that trains a stock model on a folder of data'),
+    label=('label', 'label new images with an old model, so that training on them keeps its classes'),
     list=('listing', 'list optimizers, constructors, hooks, rules, fragments and configs'),
 )
 

@@ -185,6 +185,12 @@ def use_safe_checkpoints(cfg: Config) -> None:
         cfg.default_hooks = {**hooks, 'checkpoint': {**checkpoint, 'type': 'olor_mm.SafeCheckpointHook'}}
 
 
+def end_with_parent() -> None:
+    """End this process when torchrun is killed, which would leave it to go on unattended."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of linux/prctl.h
+
+
 def build_runner(cfg: Config) -> Runner:
     """A Runner, or what ``runner_type`` names."""
     for launcher, variable, tool in (
@@ -193,9 +199,8 @@ def build_runner(cfg: Config) -> Runner:
     ):
         if cfg.launcher == launcher and variable not in os.environ:
             raise SystemExit(f'--launcher {launcher} is for processes started by {tool}')
-    if cfg.launcher == 'pytorch' and sys.platform == 'linux':
-        # PR_SET_PDEATHSIG of linux/prctl.h: this process would train on unattended if torchrun is killed
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if cfg.launcher == 'pytorch':
+        end_with_parent()
     use_cpu_processes(cfg)
     use_cpu_batchnorm(cfg)
     use_safe_checkpoints(cfg)

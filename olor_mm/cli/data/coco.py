@@ -19,7 +19,7 @@ from .reading import Reader
 def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bool, reader: Reader) -> Data:
     """A data set for detection or, with masks, instance segmentation; see :func:`olor_mm.cli.data.examine`."""
     data, images, contents = Data(classes or []), {}, dict[str, Content]()
-    for split, file in _annotation_files(folder).items():
+    for split, file in annotation_files(folder).items():
         content = contents[split] = Content(file)
         content.mend(with_masks)
         names = [category['name'] for category in content.categories]
@@ -27,11 +27,8 @@ def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bo
             # mmdet numbers classes as they come in the file, whatever the order in a config
             data.classes = [name for name in names if not classes or name in classes]
             data.classes += [name for name in classes or () if name not in names]
-        absent = [name for name in data.classes if name not in names]
-        if absent or len(set(names)) < len(names):
-            what = f'{absent} of the classes are not there' if absent else 'some are there twice; rename them'
-            raise DataError(f'{str(file)!r} has the categories {names}: {what}')
-        root = _image_root(folder, file, split, [image['file_name'] for image in content.images])
+        check_names(file, names, data.classes)
+        root = image_root(folder, file, split, [image['file_name'] for image in content.images])
         images[split] = [root / image['file_name'] for image in content.images]
         content.mend_sizes(check_images(data, reader, images[split], list(map(annotated_size, content.images))))
         content.check(data, with_masks)
@@ -63,7 +60,15 @@ def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bo
     return data
 
 
-def _annotation_files(folder: Path) -> dict[str, Path]:
+def check_names(file: Path, names: list[str], classes: list[str]) -> None:
+    """Refuse categories that lack one of the classes, or have a name twice."""
+    absent = [name for name in classes if name not in names]
+    if absent or len(set(names)) < len(names):
+        what = f'{absent} of the classes are not there' if absent else 'some are there twice; rename them'
+        raise DataError(f'{str(file)!r} has the categories {names}: {what}')
+
+
+def annotation_files(folder: Path) -> dict[str, Path]:
     """Annotation files of 'train' and, if there is one, of 'val', by the names of file and folder."""
     files = sorted([*folder.glob('*.json'), *folder.glob('*/*.json')])
     if not files:
@@ -84,7 +89,7 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
     return dict(zip(('train', 'val'), [*named['train'], *val]))
 
 
-def _image_root(folder: Path, file: Path, split: str, names: list[str]) -> Path:
+def image_root(folder: Path, file: Path, split: str, names: list[str]) -> Path:
     """The folder that has most of the images; of several, the one with the name of the split."""
     parts = [folder, file.parent, *(p for p in sorted(folder.rglob('*')) if p.is_dir())]
     counts = {part: sum((part / name).is_file() for name in islice(names, 20)) for part in dict.fromkeys(parts)}

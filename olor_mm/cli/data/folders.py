@@ -66,8 +66,8 @@ def read_masks(folder: Path, out: Path, classes: list[str] | None, reader: Reade
     data = Data(classes or [], loading=dict(reduce_zero_label=False))
     values: dict[int, Path] = {}  # to the first mask that has them
     images: dict[str, list[Path]] = {}
-    for split, (where, masks) in _folder_pairs(folder).items():
-        suffix = _mask_suffix(where, masks)
+    for split, (where, masks) in folder_pairs(folder).items():
+        suffix = mask_suffix(where, masks)
         found = [file for file in images_in(where) if where != masks or not file.name.endswith(suffix)]
         if not found:
             raise DataError(f'{str(where)!r} has no images')
@@ -100,7 +100,7 @@ def read_masks(folder: Path, out: Path, classes: list[str] | None, reader: Reade
     return data
 
 
-def _folder_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
+def folder_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Folders of images and masks by split; 'all' where there is no split."""
     layouts = [(images, masks) for images, folders in LAYOUTS.items() for masks in (*folders, images)]
     named = [(split, name, pair) for split, names in SPLITS.items() for name in names for pair in layouts]
@@ -108,7 +108,7 @@ def _folder_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     found: dict[str, tuple[Path, Path]] = {}
     for split, name, pair in named:
         images, masks = (folder / part.format(name) for part in pair)
-        if images.is_dir() and masks.is_dir() and (images != masks or _mask_suffix(images, masks)):
+        if images.is_dir() and masks.is_dir() and (images != masks or mask_suffix(images, masks)):
             found.setdefault(split, (images, masks))
     if 'train' in found:
         found.pop('all', None)
@@ -121,7 +121,7 @@ def _folder_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     raise DataError(f'{str(folder)!r} has no folder of images beside one of masks; looked for {known}')
 
 
-def _mask_suffix(images: Path, masks: Path) -> str:
+def mask_suffix(images: Path, masks: Path) -> str:
     """What most masks have after the name of their image, as '.png' or '_mask.png'; '' if that is nothing known."""
     files = sorted(file.relative_to(masks).as_posix() for file in images_in(masks))
     names = [file.relative_to(images) for file in images_in(images)][:SAMPLE]
