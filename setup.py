@@ -63,7 +63,7 @@ setup(
     packages=find_packages(include=['olor_mm', 'olor_mm.*']),
     package_data={'olor_mm.compare': ['report.html']},
     cmdclass=dict(build_py=BuildWithMim),
-    python_requires='>=3.10,<3.13',
+    python_requires='>=3.10',
     # without a version, so that pip never replaces the torch that a user's mmcv was compiled for; olor_mm checks it
     install_requires=['torch'],
     extras_require={
@@ -77,6 +77,7 @@ setup(
         'Development Status :: 3 - Alpha',
         'Intended Audience :: Science/Research',
         'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in (10, 11, 12, 13)),  # `make test-matrix`
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
 )

@@ -2,8 +2,8 @@
 
 import contextlib
 import fcntl
-import functools
 import gc
+import importlib.util
 import io
 import logging
 import os
@@ -14,8 +14,7 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,22 +22,22 @@ import numpy as np
 import pytest
 import torch
 from jobs import CLASSIFICATION, ROOT  # noqa: F401
-from mmengine._strategy import BaseStrategy
-from mmengine.logging import MMLogger
-from mmengine.optim.optimizer import amp_optimizer_wrapper
-from mmengine.runner import Runner
-from mmengine.utils import ManagerMixin
-from yapf.yapflib import yapf_api
 
-import olor_mm.cli.config_text  # noqa: F401  with the real FormatCode
+try:
+    from mmengine.utils import ManagerMixin
+except ModuleNotFoundError:  # `make test-core`: torch alone
+
+    class ManagerMixin:
+        """Nothing is kept."""
+
 
 if not torch.cuda.is_available():  # read when Triton is imported, which another test may do first
     os.environ.setdefault('TRITON_INTERPRET', '1')
 ORDER = 'OLOR_TEST_ORDER'
 HOOKED = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
-TIMESTAMP = '%Y%m%d_%H%M%S'  # of MMEngine
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 needs_cpu_scaler = pytest.mark.skipif(TORCH < (2, 4), reason='no GradScaler on CPU before torch 2.4')
+pytest_plugins = ['with_openmmlab'] if importlib.util.find_spec('mmengine') else []
 
 
 class Done(NamedTuple):
@@ -118,6 +117,11 @@ def load(file: Path) -> dict:
     return torch.load(file, map_location='cpu', weights_only=False)
 
 
+def stock_models(library: str):
+    """The registry of models of a library of OpenMMLab; where that is not installed, the test is skipped."""
+    return pytest.importorskip(f'{library}.registry').MODELS
+
+
 def anchors(checkpoint: dict, names: list[str]) -> dict[str, torch.Tensor]:
     """Anchors in a checkpoint of MMEngine by the name of their parameter, given the names in the optimizer's order."""
     state = checkpoint['optimizer']['state']
@@ -163,16 +167,6 @@ def clean_process() -> Iterator[None]:
             manager._instance_dict = type(manager._instance_dict)(before)
 
 
-@pytest.fixture
-def log(monkeypatch):
-    """What MMEngine logs."""
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    monkeypatch.setattr(MMLogger, 'callHandlers', lambda self, record: handler.handle(record))
-    return lines
-
-
 @pytest.fixture(autouse=True)
 def a_clean_process() -> Iterator[None]:
     """No test sees what another one left, nor what it drew from the generators of random numbers."""
@@ -181,33 +175,6 @@ def a_clean_process() -> Iterator[None]:
         np.random.seed(0)
         torch.manual_seed(0)
         yield
-
-
-@pytest.fixture(autouse=True, scope='session')
-def a_timestamp_for_every_run() -> None:
-    """MMEngine names runs by the second they begin in, and gives the second run of a name the logger of the first."""
-    taken = set()
-
-    def with_own_timestamp(set_up: Callable) -> Callable:
-        @functools.wraps(set_up)
-        def wrapped(self, *args, **kwargs):
-            set_up(self, *args, **kwargs)
-            moment = datetime.strptime(self._timestamp, TIMESTAMP)
-            while moment in taken:
-                moment += timedelta(seconds=1)
-            taken.add(moment)
-            self._timestamp = moment.strftime(TIMESTAMP)
-
-        return wrapped
-
-    Runner.setup_env = with_own_timestamp(Runner.setup_env)
-    BaseStrategy._setup_env = with_own_timestamp(BaseStrategy._setup_env)
-
-
-@pytest.fixture(autouse=True, scope='session')
-def configs_without_a_layout() -> None:
-    """MMEngine lays out the text of a config five times a run; that takes two seconds, longer than most runs here."""
-    yapf_api.FormatCode = lambda text, **_: (text, True)
 
 
 @pytest.fixture
@@ -230,17 +197,10 @@ def weights_at_once(monkeypatch):
         monkeypatch.setattr(torch.nn.init, name, fill)
 
 
-@pytest.fixture
-def amp_on_cpu(monkeypatch):
-    """MMEngine's AMP wrapper asks for a GPU; its code is the same without one."""
-    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
-    if hasattr(torch.amp, 'GradScaler'):
-        monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', functools.partial(torch.amp.GradScaler, 'cpu'))
-
-
 @pytest.fixture(scope='session')
 def data() -> Path:
     """The embedded data and weights, made once."""
+    pytest.importorskip('mmengine')
     (ROOT / '.cache').mkdir(exist_ok=True)
     with open(ROOT / '.cache/data.lock', 'w') as lock:  # tests run in several processes
         fcntl.flock(lock, fcntl.LOCK_EX)

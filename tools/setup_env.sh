@@ -1,21 +1,29 @@
 #!/usr/bin/env bash
-# Sets up .venv with everything the demo and the tests need, once; a finished one is reused. With the argument
-# `upstream` it is .venv-upstream, with the upstream packages of OpenMMLab. PYTHON chooses the interpreter,
-# PIP_FIND_LINKS may name a folder with a wheel of mmcv, which saves compiling it.
+# tools/setup_env.sh [onedl|upstream] [operators]
+# Sets up .venv with everything the demo and the tests need, once; a finished one is reused. With `upstream` it is
+# .venv-upstream, with the upstream packages of OpenMMLab. PYTHON chooses the interpreter.
+# The compiled operators of mmcv come from a wheel, if pip finds one (PIP_FIND_LINKS may name a folder with it). Else
+# mmcv goes in without them in a minute, with tools/mmcv_ext.py in their place. With `operators` they are compiled then.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 NEEDED_GIB=11
 stack=${1:-onedl}
+compile=${2:-}
 if [ "$stack" = upstream ]; then venv=.venv-upstream; candidates=(python3.11 python3.10); else venv=.venv; candidates=(python3.11 python3.12 python3.10 python3); fi
 needs=requirements/$stack
 stamp=$venv/.ready
-wanted=$(cat "$needs"/*.txt requirements/tests.txt requirements/docs.txt setup.py tools/setup_env.sh | sha256sum | cut -d' ' -f1)
+wanted=$(cat "$needs"/*.txt requirements/tests.txt requirements/docs.txt setup.py tools/setup_env.sh tools/mmcv_ext.py | sha256sum | cut -d' ' -f1)
 
 say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 fail() { printf '[setup] cannot go on: %s\n' "$*" >&2; exit 1; }
 
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+# whether mmcv is there in the version that is wanted, and its operators with it
+has_mmcv() { "$venv/bin/python" -c 'import importlib.metadata as m, sys; sys.exit(m.version(sys.argv[1]) != sys.argv[2])' "${mmcv%%==*}" "${mmcv##*==}" 2>/dev/null; }
+has_operators() { has_mmcv && ls "$venv"/lib/python3*/site-packages/mmcv/_ext.*.so >/dev/null 2>&1; }
+mmcv=$(grep -E '^(onedl-)?mmcv' "$needs/openmmlab.txt")
+
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && { [ -z "$compile" ] || has_operators; }; then
     exit 0
 fi
 
@@ -38,8 +46,13 @@ fi
 say "virtual environment in $venv with $("$python" --version); it takes 3 to 10 minutes, most of it for torch"
 "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@" || fail "pip $* failed; its own message is above. Is a package index reachable?"; }
-mmcv=$(grep -E '^(onedl-)?mmcv' "$needs/openmmlab.txt")
-if ! "$venv/bin/python" -m pip --quiet download --no-deps --only-binary=:all: --dest "$venv/mmcv" "$mmcv" >/dev/null 2>&1; then
+wheel=""
+if ! has_operators; then
+    rm -rf "$venv/mmcv"
+    "$venv/bin/python" -m pip --quiet download --no-deps --only-binary=:all: --dest "$venv/mmcv" "$mmcv" >/dev/null 2>&1 || true
+    wheel=$(ls "$venv"/mmcv/*.whl 2>/dev/null || true)  # pip makes the folder where it finds none as well
+fi
+if [ -n "$compile" ] && [ -z "$wheel" ] && ! has_operators; then
     compiler=${CXX:-c++}
     command -v "${compiler%% *}" >/dev/null 2>&1 || fail "no C++ compiler ($compiler), and $mmcv must be compiled. Debian: apt-get install build-essential"
     "$venv/bin/python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
@@ -60,14 +73,27 @@ else
     say "torch and torchvision"
     pip install -r "$needs/torch.txt"
 fi
-if ls "$venv"/mmcv/*.whl >/dev/null 2>&1; then  # pip makes the folder where it finds none as well
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+if has_operators; then
+    say "$mmcv: its compiled operators are here"
+elif [ -n "$wheel" ]; then
     say "$mmcv: there is a wheel"
-    pip install --no-deps "$venv"/mmcv/*.whl
-    rm -r "$venv/mmcv"
-else
+    pip install --no-deps --force-reinstall "$wheel"
+elif [ -n "$compile" ]; then
     say "$mmcv: compiling its C++ operators, about 20 minutes on two cores"
-    MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps "$mmcv"
+    MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --force-reinstall "$mmcv"
+    has_operators || fail "pip installed a wheel of $mmcv from its cache that has no operators: pip cache remove '*mmcv*'"
+elif ! has_mmcv; then
+    say "$mmcv: no wheel, so nms and RoIAlign of torchvision instead of its operators; make operators compiles them"
+    # built where torch is not, its setup.py leaves the operators out; that wheel must not stay in the cache of pip
+    "$python" -m venv "$venv/bare"
+    "$venv/bare/bin/python" -m pip --disable-pip-version-check --quiet install -r "$needs/build.txt"
+    "$venv/bare/bin/python" -m pip --disable-pip-version-check --quiet wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir "$venv/mmcv" "$mmcv" ||
+        fail "pip could not build $mmcv without its operators; its own message is above"
+    pip install --no-deps --force-reinstall "$venv"/mmcv/*.whl
 fi
+rm -rf "$venv/mmcv" "$venv/bare"
+if has_operators; then rm -f "$site/mmcv/_ext.py"; else cp tools/mmcv_ext.py "$site/mmcv/_ext.py"; fi
 if [ -z "$lock" ]; then
     say "mmengine, mmdet, mmseg, mmpretrain and what the tests use"
     pip install --no-build-isolation -r "$needs/build.txt" -r "$needs/torch.txt" -r "$needs/openmmlab.txt" -r requirements/tests.txt -r requirements/docs.txt

@@ -6,6 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip('mmengine')
+
 import timm
 import torch
 import transformers

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from olor_mm.layers import rollback_groups
 from olor_mm.optim import AdamWOLOR
+
+torchvision = pytest.importorskip('torchvision')
 
 
 def levels(groups: list[dict]) -> dict[str, float]:

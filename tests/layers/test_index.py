@@ -1,12 +1,11 @@
 import pytest
-import torchvision
-from mmdet.registry import MODELS as DET
-from mmpretrain.registry import MODELS as PRETRAIN
-from mmseg.registry import MODELS as SEG
+from conftest import stock_models
 from torch import nn
 
 import olor_mm  # noqa: F401
 from olor_mm.layers import layer_index, names_under
+
+torchvision = pytest.importorskip('torchvision')
 
 
 class Detector(nn.Module):
@@ -27,10 +26,9 @@ def hrnet_stage(modules, branches):
     )
 
 
-# registry, config, number of blocks, and for some parameters of the backbone the block it belongs to
+# config, number of blocks, and for some parameters of the backbone the block it belongs to
 BACKBONES = {
     'mmdet ResNet-50': (
-        DET,
         dict(type='mmdet.ResNet', depth=50),
         16,
         {
@@ -43,14 +41,12 @@ BACKBONES = {
         },
     ),
     'mmdet ResNeXt-101': (
-        DET,
         dict(type='mmdet.ResNeXt', depth=101, groups=32, base_width=4),
         33,
         {'conv1.weight': 0, 'layer3.22.conv2.weight': 30, 'layer4.2.conv3.weight': 33},
     ),
-    'mmdet RegNet': (DET, dict(type='mmdet.RegNet', arch='regnetx_3.2gf'), 25, {'layer2.0.conv1.weight': 3}),
+    'mmdet RegNet': (dict(type='mmdet.RegNet', arch='regnetx_3.2gf'), 25, {'layer2.0.conv1.weight': 3}),
     'mmdet MobileNetV2': (
-        DET,
         dict(type='mmdet.MobileNetV2'),
         17,
         {
@@ -61,13 +57,11 @@ BACKBONES = {
         },
     ),
     'mmdet EfficientNet-B0': (
-        DET,
         dict(type='mmdet.EfficientNet', arch='b0'),
         16,
         {'layers.0.conv.weight': 0, 'layers.1.0.se.conv1.conv.weight': 1},
     ),
     'mmdet Swin-T': (
-        DET,
         dict(type='mmdet.SwinTransformer'),
         12,
         {
@@ -80,7 +74,6 @@ BACKBONES = {
         },
     ),
     'mmdet HRNet': (
-        DET,
         dict(
             type='mmdet.HRNet',
             extra=dict(
@@ -94,7 +87,6 @@ BACKBONES = {
         {'conv2.weight': 0, 'stage2.0.branches.1.1.conv2.weight': 6, 'stage4.0.branches.3.1.conv2.weight': 26},
     ),
     'mmseg MiT-B0': (
-        SEG,
         dict(type='mmseg.MixVisionTransformer', num_layers=[2, 2, 2, 2]),
         8,
         {
@@ -105,31 +97,26 @@ BACKBONES = {
         },
     ),
     'mmseg ViT': (
-        SEG,
         dict(type='mmseg.VisionTransformer', num_layers=3, embed_dims=32, num_heads=2),
         3,
         {'cls_token': 0, 'pos_embed': 0, 'patch_embed.projection.weight': 0, 'layers.2.ffn.layers.1.weight': 3},
     ),
     'mmpretrain ViT (its own get_layer_depth)': (
-        PRETRAIN,
         dict(type='mmpretrain.VisionTransformer', arch='deit-tiny'),
         12,
         {'cls_token': 0, 'pos_embed': 0, 'layers.11.ln2.weight': 12, 'ln1.weight': 13},
     ),
     'mmpretrain ResNet-18 (get_layer_depth gives up)': (
-        PRETRAIN,
         dict(type='mmpretrain.ResNet', depth=18),
         8,
         {'conv1.weight': 0, 'layer1.0.conv1.weight': 1, 'layer4.1.bn2.bias': 8},
     ),
     'mmpretrain VGG-11 (a plain chain)': (
-        PRETRAIN,
         dict(type='mmpretrain.VGG', depth=11),
         7,
         {'features.0.conv.weight': 0, 'features.2.conv.weight': 1},
     ),
     'mmpretrain RepVGG (its stem is a block)': (
-        PRETRAIN,
         dict(type='mmpretrain.RepVGG', arch='A0'),
         21,
         {'stem.branch_3x3.conv.weight': 0, 'stage_1.0.branch_3x3.conv.weight': 1},
@@ -137,9 +124,9 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize('registry, config, blocks, expected', BACKBONES.values(), ids=BACKBONES)
-def test_stock_backbones(registry, config, blocks, expected):
-    model = Detector(registry.build(config))
+@pytest.mark.parametrize('config, blocks, expected', BACKBONES.values(), ids=BACKBONES)
+def test_stock_backbones(config, blocks, expected):
+    model = Detector(stock_models(config['type'].partition('.')[0]).build(config))
     index = layer_index(model)
     assert list(index) == [name for name, _ in model.named_parameters()]
     n = blocks + 1
@@ -151,7 +138,7 @@ def test_stock_backbones(registry, config, blocks, expected):
 
 
 def test_a_get_layer_depth_that_does_not_know_its_own_names_is_not_believed():
-    model = Detector(PRETRAIN.build(dict(type='mmpretrain.HiViT', arch='tiny')))
+    model = Detector(stock_models('mmpretrain').build(dict(type='mmpretrain.HiViT', arch='tiny')))
     index = layer_index(model)
     layers = [i for name, (i, _) in index.items() if name.startswith('backbone.')]
     assert len(set(layers)) > 10

@@ -5,6 +5,9 @@ import random
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip('mmengine')
+
 import timm
 import torchvision
 from mmengine.config import Config

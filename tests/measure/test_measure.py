@@ -2,14 +2,10 @@
 
 import copy
 import math
-import sys
 from itertools import pairwise
 
 import pytest
 import torch
-from conftest import ROOT
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import load_checkpoint
 from torch import nn
 
 from olor_mm.measure import (
@@ -21,9 +17,6 @@ from olor_mm.measure import (
     prediction_divergence,
     pretrained_state,
 )
-
-sys.path.insert(0, str(ROOT))
-from tools.model_converters.torchvision_mobilenet_v2 import layer_names
 
 
 def test_drift_is_the_relative_norm_of_each_layers_change():
@@ -134,6 +127,11 @@ def test_a_trained_network_goes_before_a_frozen_one_and_a_whole_one_before_a_par
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 def test_a_backbone_is_found_under_other_names_in_other_libraries(data, library):
     """MobileNetV2, with the names that the converter of torchvision's checkpoint has."""
+    from mmengine.registry import MODELS, DefaultScope
+    from mmengine.runner import load_checkpoint
+
+    from tools.model_converters.torchvision_mobilenet_v2 import layer_names
+
     kinds = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
     checkpoint = dict(type='Pretrained', checkpoint=str(data / f'weights/mobilenet_v2_{library}.pth'))
     backbone = dict(type='MobileNetV2', out_indices=(6,), init_cfg=checkpoint)

