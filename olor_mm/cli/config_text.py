@@ -1,6 +1,7 @@
 """The text of a config that fine-tunes a stock config on other data, with rollback."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ BEST = dict(
 )
 KINDS = dict(classification='CustomDataset', semantic_segmentation='BaseSegDataset')  # of others, CocoDataset
 WARMUP = 500  # iterations at most
-LEVEL = 0.01  # for runs of any length: docs/en/choosing_a_level.md
+LEVEL = 0.01  # for runs of any length: docs/en/choosing_how_strong.md
 NEW_HEADS = ('classification', 'semantic_segmentation')  # whose heads are new, and train at ten times the rate
 NO_CLASSES = ('rpn_head', 'train_cfg', 'test_cfg')  # parts of a model whose num_classes is not that of the data
 COUNTS = ('num_classes', 'num_things_classes', 'num_stuff_classes')
@@ -30,12 +31,24 @@ class Code(str):
 
 
 def config_text(
-    base: Config, name: str, task: str, data: Data, data_root: Path, weights: dict, batch: int, epochs: int, lr: float
+    base: Config,
+    name: str,
+    task: str,
+    data: Data,
+    data_root: Path,
+    weights: dict,
+    batch: int,
+    epochs: int,
+    lr: float,
+    change: Callable[[dict, Config, str], str] | None = None,
 ) -> str:
-    """The text of the config; ``name`` is what to write for the base, ``weights`` are settings that load them."""
+    """The text of the config; ``name`` is what to write for the base, ``weights`` are settings that load them.
+
+    ``change`` changes the settings for a base and a task, and returns what to say of the levels in a comment.
+    """
     number = len(data.classes)
     settings: dict[str, Any] = dict(
-        model=_merge(with_classes(base.model, number), weights.get('model', {})),
+        model=merge(with_classes(base.model, number), weights.get('model', {})),
         **{key: value for key, value in weights.items() if key != 'model'},
         classes=tuple(data.classes),
         data_root=f'{data_root}/',
@@ -51,17 +64,19 @@ def config_text(
         optim_wrapper=_optim_wrapper(base, task, lr),
         **_schedule(base, task, math.ceil(data.images / batch), epochs),
     )
+    note = '# If the checkpoint fills neck or heads, their level is 0.3 of max_level; min_level=0 leaves them free.\n'
+    if change is not None:
+        note = change(settings, base, task)
     settings = _without_needless_deletes(settings, base.to_dict())
     for part in ('dataloader', 'evaluator'):
         if settings[f'test_{part}'] == settings[f'val_{part}']:
             settings[f'test_{part}'] = Code(f'val_{part}')
     lines = [f'_base_ = {name!r}', *(f'{key} = {_code(value)}' for key, value in settings.items())]
     style = dict(based_on_style='facebook', column_limit=100)
-    note = (
+    written = (
         '# Written by `python -m olor_mm init`: the stock config with other data, classes, schedule and rollback.\n'
-        '# If the checkpoint fills neck or heads, their level is 0.3 of max_level; min_level=0 leaves them free.\n'
     )
-    return note + FormatCode('\n'.join(lines), style_config=style)[0]
+    return written + note + FormatCode('\n'.join(lines), style_config=style)[0]
 
 
 def innermost(loader: dict, path: str) -> tuple[dict, str, bool]:
@@ -91,7 +106,7 @@ def with_classes(node: Any, number: int, path: str = '_base_.model') -> Any:
             return None
         if all(item == items[0] for item in items) and '_base_' not in repr(items[0]):
             return Code(f'[dict(part, {_arguments(items[0])}) for part in {path}]')
-        return Code(f'[{", ".join(_merged(f"{path}[{i}]", item or {}) for i, item in enumerate(items))}]')
+        return Code(f'[{", ".join(merged(f"{path}[{i}]", item or {}) for i, item in enumerate(items))}]')
     if not isinstance(node, dict):
         return None
     changes: dict[str, Any] = {}
@@ -108,9 +123,9 @@ def with_classes(node: Any, number: int, path: str = '_base_.model') -> Any:
     return changes
 
 
-def _merged(path: str, changes: dict) -> str:
+def merged(path: str, changes: dict) -> str:
     """Code for a part of the base with some settings changed, in places where MMEngine does not merge."""
-    changed = {k: Code(_merged(f'{path}.{k}', v)) if isinstance(v, dict) else v for k, v in changes.items()}
+    changed = {k: Code(merged(f'{path}.{k}', v)) if isinstance(v, dict) else v for k, v in changes.items()}
     return f'dict({path}, {_arguments(changed)})'
 
 
@@ -129,9 +144,9 @@ def _code(value: Any) -> str:
     return repr(value)
 
 
-def _merge(into: dict, other: dict) -> dict:
+def merge(into: dict, other: dict) -> dict:
     for key, value in other.items():
-        into[key] = _merge(into[key], value) if isinstance(into.get(key), dict) and isinstance(value, dict) else value
+        into[key] = merge(into[key], value) if isinstance(into.get(key), dict) and isinstance(value, dict) else value
     return into
 
 

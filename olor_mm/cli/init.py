@@ -4,6 +4,7 @@ import argparse
 import math
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from mmengine.config import Config
 from ..durable.loading import CheckpointError, guard_loading
 from ..inspect.weights import loaded_share
 from .config_text import config_text, innermost, steps_of, with_classes
-from .data import TASKS, DataError, Reader, examine
+from .data import TASKS, Data, DataError, Reader, examine
+from .data.joined import Source
+from .keep_classes import Keep, label_command, old_classes, plan
 from .packaged import config_file
 from .parser import Parser, add_trust
 
@@ -32,30 +35,77 @@ def main() -> None:
     out = (args.out or Path(f'{data_root.name}_{args.task}.py')).resolve()
     try:
         base = _base(args.config, args.task)
-        data = examine(data_root, args.task, out, args.classes, _reader(base))
-        for note in data.notes:
-            print(f'note: {note}')
-        for problem in data.problems:
-            print(f'problem: {problem}', file=sys.stderr)
-        if data.problems and not args.force:
-            raise DataError('nothing was written; correct the data, or use --force')
+        data = _examined(args, data_root, out, args.classes, base)
+        keep = _keep(args, base, Source(data, data_root), out) if args.keep_classes else None
+        used = keep.applied(data, args.task) if keep else data
         name = args.config if '::' in args.config else str(Path(config_file(args.config)).resolve())
         batch = min(args.batch_size or BATCH[args.task], data.images)
-        given = base, name, args.task, data, data_root
-        ways = _weights(base, args.checkpoint)
-        text = _best([config_text(*given, weights, batch, args.epochs, args.lr) for weights in ways], args.checkpoint)
+        given = base, name, args.task, used, data_root
+        ways = _weights(base, args.checkpoint)[: 1 if keep else None]  # the whole model is kept, not its backbone
+        change = keep.change if keep else None
+        texts = [config_text(*given, weights, batch, args.epochs, args.lr, change) for weights in ways]
+        text = _best(texts, args.checkpoint)
+        if keep:
+            keep.refuse_unknown_heads(text)
     except (DataError, CheckpointError) as error:
         raise SystemExit(f'init: {args.data}: {error}') from error
-    taken = [file for file in (out, *data.written) if file.exists()]
+    written = {**data.written, **(keep.joined.written if keep else {})}
+    taken = [file for file in (out, *written) if file.exists()]
     if taken and not args.force:
         raise SystemExit(f'init: {str(taken[0])!r} is there already; give another --out, or --force')
-    for file, content in {**data.written, out: text}.items():
-        file.write_text(content)
-    steps = math.ceil(data.images / batch) * args.epochs
-    print(f'{out.name}: {len(data.classes)} classes, {data.images} training images, {steps} iterations. Go on with')
+    for file, content in {**written, out: text}.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    steps = math.ceil(used.images / batch) * args.epochs
+    print(f'{out.name}: {len(used.classes)} classes, {used.images} training images, {steps} iterations. Go on with')
     shown = shlex.quote(str(out) if out.parent != Path.cwd() else out.name)
-    print(f'    python -m olor_mm print_rollback {shown}\n    python -m olor_mm train {shown}')
-    print(f'    python -m olor_mm test {shown} CHECKPOINT')
+    if keep:
+        labels = args.task, args.config, args.checkpoint, args.old_classes, Source(data, data_root), keep.joined.labels
+        print(f'    {label_command(*labels)}')
+    if not (keep and keep.is_exact):
+        print(f'    python -m olor_mm print_rollback {shown}')
+    print(f'    python -m olor_mm train {shown}')
+    last = f'work_dirs/{out.stem}/epoch_{args.epochs}.pth' if keep else 'CHECKPOINT'
+    print(f'    python -m olor_mm test {shown} {last}')
+
+
+def _examined(args: argparse.Namespace, root: Path, out: Path, classes: list[str] | None, base: Config) -> Data:
+    """A data set, if it can be used; what is found is printed."""
+    data = examine(root, args.task, out, classes, _reader(base))
+    for note in data.notes:
+        if root == args.data.expanduser().resolve() or '--classes' not in note:  # which is not of old data
+            print(f'note: {note}')
+    for problem in data.problems:
+        print(f'problem: {problem}', file=sys.stderr)
+    if data.problems and not args.force:
+        raise DataError('nothing was written; correct the data, or use --force')
+    return data
+
+
+def _keep(args: argparse.Namespace, base: Config, new: Source, out: Path) -> Keep:
+    """The plan that keeps the classes of the checkpoint, with old data if there is some."""
+    if args.task == 'semantic_segmentation' and args.classes is None:
+        raise DataError('masks have numbers alone: name their classes by --classes, old ones as the checkpoint does')
+    is_exact = args.keep_classes == 'exact'
+    if is_exact and args.task == 'classification':
+        raise DataError('--keep-classes exact is of detectors and segmenters; give --keep-classes alone')
+    known = old_classes(base, args.checkpoint, args.old_classes)
+    old = None
+    if args.replay is not None:
+        root, place = args.replay.expanduser().resolve(), out.with_name(f'{out.stem}_old.py')
+        steps = steps_of(innermost(base.train_dataloader, '')[0], 'LoadAnnotations')
+        shift = any(step.get('reduce_zero_label') for step in steps)  # in old masks, 0 is then no class
+        names = ['ignored'] * shift + known if args.task == 'semantic_segmentation' else None
+        old = Source(_examined(args, root, place, names, base), root)
+    else:
+        print('note: without --replay OLD_DATA, nothing measures the old classes')
+        if args.task == 'classification':
+            print('note: nor does anything keep the classifier from taking old images for new classes')
+    images = 0 if is_exact else args.replay_images  # nothing is forgotten
+    keep = plan(known, args.checkpoint, new, old, out, images, args.replay_share, args.task)
+    for note in dict.fromkeys(keep.joined.notes):
+        print(f'note: {note}')
+    return replace(keep, is_exact=is_exact)
 
 
 def _arguments() -> argparse.Namespace:
@@ -69,6 +119,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument('--epochs', type=int, default=12)
     parser.add_argument('--batch-size', type=int, help='images of a batch (default: 2 to 16, by task)')
     parser.add_argument('--lr', type=float, default=1e-4, help='learning rate of AdamW')
+    how = 'keep the classes of --checkpoint, a trained model of --config, and add those of the data'
+    how += '; exact: the trained model stays as it is, and a branch of its own learns the new ones'
+    parser.add_argument('--keep-classes', nargs='?', const='trained', choices=('trained', 'exact'), help=how)
+    how = 'classes of the checkpoint in their order, if it does not name them'
+    parser.add_argument('--old-classes', nargs='+', help=how)
+    parser.add_argument('--replay', type=Path, metavar='OLD_DATA', help='data of the old classes, to train and test on')
+    how = 'old images to train on (default: 100), so that every class is in them; 0: OLD_DATA is for tests alone'
+    parser.add_argument('--replay-images', type=int, default=100, help=how)
+    how = 'their share of an epoch (default: 0.1), in which each is shown once or more'
+    parser.add_argument('--replay-share', type=float, default=0.1, help=how)
     parser.add_argument('--force', action='store_true', help='overwrite files, and ignore problems of the data')
     add_trust(parser)
     args = parser.parse_args()
@@ -79,6 +139,11 @@ def _arguments() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise SystemExit(f'init: --{name.replace("_", "-")} {value} is not above 0')
+    if (args.replay or args.old_classes) and not args.keep_classes:
+        raise SystemExit(f'init: --{"replay" if args.replay else "old-classes"} is of --keep-classes: give that too')
+    if args.replay_images < 0 or not 0 < args.replay_share < 1:
+        what = f'--replay-images {args.replay_images}, --replay-share {args.replay_share}'
+        raise SystemExit(f'init: {what}: give 0 or more images, and a share between 0 and 1')
     return args
 
 

@@ -1,6 +1,7 @@
 """Small folders of data, one for each task."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,35 @@ def folders(tmp_path) -> Path:
             image = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
             image.save(tmp_path / 'classes' / name / f'{i} of {name}.png')
     return tmp_path / 'classes'
+
+
+BOXES = ('detection', 'instance_segmentation')
+
+
+@pytest.fixture
+def new(coco, masks, folders) -> dict[str, Path]:
+    """Folders of new data by task: boxes of a and b; masks of background, b and cat; images of v, x and z."""
+    (folders / 'y').rename(folders / 'v')
+    return dict(classification=folders, semantic_segmentation=masks) | dict.fromkeys(BOXES, coco)
+
+
+@pytest.fixture
+def old(new, tmp_path) -> dict[str, Path]:
+    """Folders of old data by task, with categories in another order than the model's, and one it does not have."""
+    found = {}
+    boxes = found['detection'] = found['instance_segmentation'] = tmp_path / 'old boxes'
+    shutil.copytree(new['detection'], boxes)
+    file = boxes / 'train/_annotations.coco.json'
+    content = json.loads(file.read_text())
+    content['categories'] = [dict(id=7, name='dog'), dict(id=1, name='tree'), dict(id=2, name='b')]
+    for annotation in content['annotations']:
+        annotation['category_id'] = (7, 2, 7, 2, 1, 2)[annotation['image_id']]
+    file.write_text(json.dumps(content))
+    for image in (boxes / 'train').glob('*.png'):
+        Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    found['semantic_segmentation'] = tmp_path / 'old masks'
+    shutil.copytree(new['semantic_segmentation'], found['semantic_segmentation'])
+    found['classification'] = tmp_path / 'old classes'
+    shutil.copytree(new['classification'], found['classification'])
+    (found['classification'] / 'v').rename(found['classification'] / 'Old_Y')
+    return found
