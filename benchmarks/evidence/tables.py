@@ -39,6 +39,7 @@ All runs start from torchvision's ImageNet MobileNetV2 and have {shortest:g} to 
 Learning rate and strength of every method are those that were best on the validation split, among {budget} settings for
 every method in classification and {dense} elsewhere, with one seed that is not among the others; the test split was
 looked at once, with the final runs.
+The drift budget has [a study of its own](evidence_budget.md).
 In *fashion-50* (Fashion-MNIST) and *digits-50* (MNIST) the number is that of training images a class; *trees* are
 trained on one site and tested on another.
 

@@ -169,10 +169,12 @@ def apply_method(cfg: Config, trial: dict) -> None:
     rollback = (wrapper.get('paramwise_cfg') or {}).get('rollback')
     if options.pop('inverted', False):
         rollback['layer_index'] = inverted(cfg)
-    for key in list(options):
-        rollback[key] = options.pop(key)
-    if trial['method'] == 'olor':
+    if 'max_drift' in options:
+        del rollback['max_level']
+    elif trial['method'] == 'olor':
         rollback['min_level'] = 0.0  # the default at the time of these runs
+    if rollback is not None:
+        rollback.update(options)
     if trial['kind'] in ('detection', 'instance'):
         wrapper.clip_grad = dict(max_norm=10.0)
     cfg.optim_wrapper = wrapper
