@@ -84,8 +84,8 @@ class Keep:
         level = LEVELS['alone' if alone else 'labels'] * settings['optim_wrapper']['optimizer']['lr']
         level = min(float(f'{level:.2g}'), 0.1)
         paramwise['rollback'] |= dict(max_level=level, min_level=level)
-        if 'head' in paramwise.get('custom_keys', {}):
-            paramwise['custom_keys'].pop('head')  # a head with trained classes is no new one
+        if task == 'classification':  # whose new classes learn at once; those of pixels need ten times the rate
+            paramwise.get('custom_keys', {}).pop('head', None)
         return (
             '# A trained model learns new classes: rows of its head are kept, and its own labels are trained on.\n'
             '# Level: where old objects are in the new images, the labels keep old classes, and rollback costs new\n'

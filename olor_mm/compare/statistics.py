@@ -10,13 +10,17 @@ from scipy import stats
 from .runs import RESTORED, Run, RunError, current_key
 
 # headline metrics of the libraries' evaluators; the first that all runs have is compared with retention
-METRICS = ('accuracy/top1', 'coco/segm_mAP', 'coco/bbox_mAP', 'pascal_voc/mAP', 'mIoU', 'mDice')
+HEADLINES = ('accuracy/top1', 'coco/segm_mAP', 'coco/bbox_mAP', 'pascal_voc/mAP', 'mIoU', 'mDice')
+METRICS = (*(f'{key}_new' for key in HEADLINES), *HEADLINES)  # of added classes alone, where a model learned some
 # first with the pre-trained norm statistics: without them, BatchNorm alone can destroy agreement
-RETENTION = tuple(f'{state}/{key}' for key in ('agreement', *METRICS) for state in (RESTORED, 'pretrained'))
+RETENTION = (
+    *(f'{state}/{key}' for key in ('agreement', *HEADLINES) for state in (RESTORED, 'pretrained')),
+    *(f'{key}_old' for key in HEADLINES),  # of the classes that the model had before
+)
 TRAINING = {'loss', 'lr', 'base_lr', 'epoch', 'iter', 'time', 'data_time', 'memory', 'grad_norm'}
 # key without pretrained/, unit, factor from the logged value, whether more is better
 KINDS = (
-    (r'agreement|accuracy/|single-label/|multi-label/|m?(IoU|Acc|Dice|Fscore)$|aAcc$', '%', 1, True),
+    (r'agreement|accuracy/|single-label/|multi-label/|(m?(IoU|Acc|Dice|Fscore)|aAcc)(_old|_new|_all)?$', '%', 1, True),
     (r'kl$', 'nats', 1, False),
     (r'cka|.*mAP|.*AP\d*$|.*AR@', '0 to 1', 1, True),
     (r'drift/', '%', 100, False),
