@@ -47,7 +47,7 @@ def examine(cfg: Config, images: int | None = None) -> RollbackReport:
             )
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-        origins = load_weights(runner, cfg.get('load_from'), report)
+        origins = load_weights(runner, cfg, report)
         runner.model.train()  # some backbones freeze stages here, and norm layers their statistics
         points = walk_schedule(runner, report)
         report.steps = report.iterations / runner.optim_wrapper._accumulative_counts

@@ -2,16 +2,18 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint, load_state_dict
 from torch import nn
 
+from ..engine.hooks.class_transfer import ClassTransferHook, training_classes
 from ..engine.optimizers import is_named
 from ..pretrained import LoadRecord
 from .libraries import offline, quiet
@@ -73,12 +75,28 @@ class Origins:
         return {checkpoint: record.unfit for checkpoint, record in self._records if not len(record) and record.unfit}
 
 
-def load_weights(runner: Runner, load_from: str | None, report: RollbackReport) -> dict[nn.Parameter, str]:
+class Transfer(Hook):
+    """Gives a checkpoint the rows of the classes of the training data, as a hook of the config does in training."""
+
+    priority = ClassTransferHook.priority
+
+    def __init__(self, hook: ClassTransferHook, classes: list[str]):
+        self.hook, self.classes = hook, classes
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self.hook.transfer(runner.model, checkpoint, self.classes)
+        self.hook.mark(runner.model)
+
+
+def load_weights(runner: Runner, cfg: Mapping, report: RollbackReport) -> dict[nn.Parameter, str]:
     """Load the weights as training does; return where those of each parameter came from.
 
     A checkpoint that is not here counts as if it held every weight of the module whose ``init_weights`` asks for it.
     """
-    model, origins = runner.model, Origins(runner.model)
+    model, origins, load_from = runner.model, Origins(runner.model), cfg.get('load_from')
+    for hook in cfg.get('custom_hooks') or ():
+        if is_named(hook.get('type'), ClassTransferHook):
+            _add_transfer(runner, HOOKS.build(hook), cfg, report)
     with origins.watched():
         _init_weights(model, report)
         if load_from:
@@ -97,6 +115,27 @@ def load_weights(runner: Runner, load_from: str | None, report: RollbackReport) 
             _note_mismatches(model, state, checkpoint, report)
     report.warnings += [f'Nothing was loaded from {name!r}: {why}.' for name, why in origins.unfit().items()]
     return found
+
+
+def _add_transfer(runner: Runner, hook: ClassTransferHook, cfg: Mapping, report: RollbackReport) -> None:
+    try:
+        classes = training_classes(runner)
+    except ValueError:  # the data is not here
+        classes = _declared_classes(cfg['train_dataloader'])
+    if classes:
+        runner.register_hook(Transfer(hook, classes))
+    else:
+        report.warnings.append('The classes of the training data are not known here, so no rows of heads are kept.')
+
+
+def _declared_classes(node: Any) -> list[str]:
+    """The classes in the settings of a data set, whatever it is wrapped in."""
+    if isinstance(node, (list, tuple)):
+        return next(filter(None, map(_declared_classes, node)), [])
+    if not isinstance(node, Mapping):
+        return []
+    classes = (node.get('metainfo') or {}).get('classes')
+    return list(classes or _declared_classes([node.get('dataset'), node.get('datasets')]))
 
 
 def _init_weights(model: nn.Module, report: RollbackReport) -> None:

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import BaseLoop
+from torch import nn
 
 from ...classes import TransferReport, checkpoint_classes, class_key, transfer_classes
 from ...layers import unwrapped
@@ -53,16 +54,21 @@ class ClassTransferHook(Hook):
         self.report: TransferReport | None = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume or not isinstance(runner._train_loop, BaseLoop):
-            return
+        if not runner._resume and isinstance(runner._train_loop, BaseLoop):
+            self.transfer(unwrapped(runner.model), checkpoint, training_classes(runner))
+
+    def before_train(self, runner) -> None:
+        self.mark(unwrapped(runner.model))
+
+    def transfer(self, model: nn.Module, checkpoint: dict, new: Sequence[str]) -> None:
+        """Give a checkpoint, in place, the rows of a model with the classes ``new``, before it is loaded."""
         old = self.old_classes or checkpoint_classes(checkpoint)
         if not old:
             raise ValueError(
                 "ClassTransferHook: the checkpoint says no classes; give old_classes=[...], or e.g. 'coco'"
             )
-        new = training_classes(runner)
         state = checkpoint.get('state_dict', checkpoint)
-        state, self.report = transfer_classes(unwrapped(runner.model), state, old, new, self.aliases)
+        state, self.report = transfer_classes(model, state, old, new, self.aliases)
         if 'state_dict' in checkpoint:
             checkpoint['state_dict'] = state
         else:
@@ -72,14 +78,13 @@ class ClassTransferHook(Hook):
             level = logging.WARNING if getattr(line, 'reason', line) else logging.INFO
             print_log(f'ClassTransferHook: {line}', logger='current', level=level)
         if not self.report.heads:
-            kind = type(unwrapped(runner.model)).__name__
+            kind = type(model).__name__
             print_log(f'ClassTransferHook: {kind} has no head of {len(new)} classes', 'current', logging.WARNING)
 
-    def before_train(self, runner) -> None:
-        if self.report is None:
-            return
-        params = dict(unwrapped(runner.model).named_parameters(remove_duplicate=False))
-        for name, is_old in self.report.rows.items():
+    def mark(self, model: nn.Module) -> None:
+        """Say which rows are new, once the checkpoint is loaded."""
+        params = dict(model.named_parameters(remove_duplicate=False))
+        for name, is_old in self.report.rows.items() if self.report is not None else ():
             if name in params and not is_old.all():
                 mark_new(params[name], ~is_old)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from olor_mm.engine import ClassTransferHook
 from olor_mm.engine.hooks.class_transfer import stock_classes, training_classes
+from olor_mm.inspect.rollback_table import examine
 
 OLD = ['zebra', '7', '3', 'Lion']  # of the ten digits, 3 and 7
 KEPT = {7: 1, 3: 2}  # digit to old row
@@ -223,3 +224,20 @@ def test_a_stock_data_set_gives_its_classes_by_name(scope, name, number, first):
 
 def test_the_hook_is_found_in_the_registry():
     assert Runner and isinstance(HOOKS.build(dict(type='ClassTransferHook')), Hook)
+
+
+@pytest.mark.parametrize('is_here', [True, False])
+def test_a_config_is_inspected_with_the_rows_that_training_gets(tmp_path, data, is_here):
+    checkpoint = old_checkpoint(tmp_path, data, dict(dataset_meta=dict(classes=OLD)))
+    cfg = with_hook(tmp_path, data, checkpoint)
+    cfg.optim_wrapper.paramwise_cfg.rollback = dict(max_drift=0.1)
+    if not is_here:
+        cfg.train_dataloader.dataset = dict(
+            type='RepeatDataset',
+            times=2,
+            dataset=dict(type='CustomDataset', data_root='nowhere', metainfo=dict(classes=[*map(str, range(10))])),
+        )
+    rows = {row.name: row for row in examine(cfg).parameters}
+    old = torch.load(checkpoint)['state_dict']['head.fc.weight'][list(KEPT.values())]
+    assert rows['head.fc.weight'].source == checkpoint
+    assert rows['head.fc.weight'].size == pytest.approx(float(old.norm()), rel=1e-5)
