@@ -8,14 +8,14 @@ from conftest import tool
 from exactness import build, read
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
-from test_init_keep_classes import EXPECTED, OLD, TASKS, commands, keep, new, old, trained  # noqa: F401  fixtures
+from test_init_keep_classes import EXPECTED, OLD, TASKS, commands, keep, trained
 
 
 @pytest.mark.parametrize('task', ['detection', *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS[2:])])
 def test_the_commands_train_a_branch_and_leave_the_old_weights_as_they_are(
     task,
-    new,  # noqa: F811
-    old,  # noqa: F811
+    new,
+    old,
     data,
     tmp_path,
     monkeypatch,
@@ -40,7 +40,7 @@ def test_the_commands_train_a_branch_and_leave_the_old_weights_as_they_are(
     build(cfg).load_state_dict(after)
 
 
-def test_a_second_step_adds_a_branch_to_the_config_of_the_first(new, data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_second_step_adds_a_branch_to_the_config_of_the_first(new, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config, checkpoint = trained('detection', tmp_path, data)
     keep('detection', new, config, checkpoint, 'first.py', '--keep-classes', 'exact')
@@ -62,7 +62,7 @@ def test_a_second_step_adds_a_branch_to_the_config_of_the_first(new, data, tmp_p
     assert all(torch.equal(after[key], value) for key, value in model.state_dict().items())
 
 
-def test_stock_hooks_are_kept_as_they_suit(new, tmp_path, monkeypatch):  # noqa: F811
+def test_stock_hooks_are_kept_as_they_suit(new, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
     cfg = read(name)
@@ -76,7 +76,7 @@ def test_stock_hooks_are_kept_as_they_suit(new, tmp_path, monkeypatch):  # noqa:
     assert switching.type == 'PipelineSwitchHook' and switching.switch_epoch < cfg.custom_hooks[1].switch_epoch
 
 
-def test_a_classifier_is_refused(new, data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_classifier_is_refused(new, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match='--keep-classes exact'):
         keep('classification', new, *trained('classification', tmp_path, data), 'both.py', '--keep-classes', 'exact')
