@@ -20,7 +20,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -33,8 +32,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parent / 'evidence'))
+from study import commit, machine, read
 
+ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / 'data'
 RESULTS = ROOT / 'docs/en/benchmarks/add_classes.csv'
 PAGE = RESULTS.with_suffix('.md')
@@ -264,27 +265,10 @@ class Study:
         return [row[key] for row in rows if (key := self.of['metric'] + suffix) in row][-1]
 
 
-def read() -> list[dict]:
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline='') as lines:
-        return list(csv.DictReader(lines))
-
-
-def machine() -> str:
-    cpu = next((line for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line), '?: ?')
-    return f'{cpu.split(":")[1].strip()}, {platform.machine()}'
-
-
-def commit() -> str:
-    done = subprocess.run(['git', 'rev-parse', '--short=10', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or 'unknown'
-
-
 def run(tasks: list[str], seeds: list[int]) -> None:
     for seed in seeds:
         for task in tasks:
-            done = {(row['task'], row['seed'], row['step']) for row in read()}
+            done = {(row['task'], row['seed'], row['step']) for row in read(RESULTS)}
             for row in Study(task, seed, done).rows():
                 is_new = not RESULTS.exists()
                 with open(RESULTS, 'a', newline='') as table:
@@ -292,7 +276,7 @@ def run(tasks: list[str], seeds: list[int]) -> None:
                     if is_new:
                         writer.writeheader()
                     writer.writerow(dict(row, commit=commit(), machine=machine(), date=date.today().isoformat()))
-                PAGE.write_text(TEXT.format(table(read())))
+                PAGE.write_text(TEXT.format(table(read(RESULTS))))
                 print(row, flush=True)
 
 
@@ -325,7 +309,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         run(args.tasks, args.seeds)
-    PAGE.write_text(TEXT.format(table(read())))
+    PAGE.write_text(TEXT.format(table(read(RESULTS))))
     print(PAGE.read_text())
 
 

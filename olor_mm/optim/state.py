@@ -83,7 +83,8 @@ class AnchoredState(Optimizer):
             if anchor is None and group['anchor_file'] and new_elements(p) is None:
                 missing.append(group['anchor_file'])
             self.state[p]['anchor'] = make_anchor(p, group) if anchor is None else anchor
-            self._note_partial(p)
+            if new_elements(p) is not None:  # else it is whole; to look would wait for the device, at every parameter
+                self._note_partial(p)
         if missing:
             self.warn(
                 f'anchor_file={sorted(set(chain(*missing)))}: {len(missing)} of {len(due)} pre-trained parameters have '

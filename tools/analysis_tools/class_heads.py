@@ -18,7 +18,6 @@ import importlib
 import json
 import os
 import re
-import signal
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -37,7 +36,6 @@ from olor_mm.cli.parser import Parser
 OLD, MORE, STUFF = 10, 3, 4
 COLUMNS = ('library', 'model', 'heads', 'weights', 'compared', 'result', 'configs', 'config')
 OTHERS = ('semantic_head', 'rpn_head', 'reid', 'teacher_config')  # of other classes, or none
-SECONDS = 600  # for one model
 
 
 def classes_of(cfg, key: str = '') -> Iterator[int]:
@@ -125,18 +123,8 @@ def signature_of(model: nn.Module, report: TransferReport, shapes: dict[str, tup
 def examine(task: tuple[str, str, str], compared: dict[str, tuple[str, str]]) -> dict:
     """One row of the table. ``compared`` has what the comparison of outputs gave by signature, and gets it."""
     path, key, library = task
-    row = dict.fromkeys(COLUMNS, '')
-    row.update(key=key, library=library, config=path.split('/configs/')[-1])
-    signal.signal(signal.SIGALRM, stock.out_of_time)
-    signal.alarm(SECONDS)
-    try:
-        os.chdir(path.split('/configs/')[0])
-        _examine(path, row, compared)
-    except Exception as error:
-        row['result'] = f'FAILED: {stock.shortened(error)}'
-    finally:
-        signal.alarm(0)
-    return row
+    row = dict.fromkeys(COLUMNS, '') | dict(key=key, library=library)
+    return stock.in_time(path, row, lambda: _examine(path, row, compared))
 
 
 def _examine(path: str, row: dict, compared: dict[str, tuple[str, str]]) -> None:

@@ -22,7 +22,7 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -110,13 +110,18 @@ def uninitialised() -> Iterator[None]:
 def examine(task: tuple[str, str, str, bool]) -> dict:
     """One row of the table for a config; of the networks alone if the last of the task says so."""
     path, key, library, networks_alone = task
-    row = dict.fromkeys(COLUMNS, '')
-    row.update(key=key, library=library, config=path.split('/configs/')[-1])
+    row = dict.fromkeys(COLUMNS, '') | dict(key=key, library=library)
+    return in_time(path, row, lambda: _examine(path, row, networks_alone))
+
+
+def in_time(path: str, row: dict, fill: Callable[[], None]) -> dict:
+    """The row of a config, once ``fill`` has filled it; its result says it if that fails or takes longer."""
+    row['config'] = path.split('/configs/')[-1]
     signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(SECONDS)
     try:
         os.chdir(path.split('/configs/')[0])  # some name the config of a teacher as it is from there
-        _examine(path, row, networks_alone)
+        fill()
     except Exception as error:
         row['result'] = f'FAILED: {shortened(error)}'
     finally:
