@@ -103,11 +103,16 @@ def test_a_warmup_set_by_hand_does_not_become_the_initial_rate():
     assert optimizer.rollback_weight(optimizer.param_groups[0]) == pytest.approx(0.3)
 
 
+STRENGTHS = [dict(rollback=0.1), dict(rollback_drift=0.01)]
+PATHS = [dict(fused=False), dict(fused=True), dict(fused=True, amsgrad=True)]  # the last one in two passes
+
+
 @fused_on_cpu
-@pytest.mark.parametrize('fused', [False, True])
-def test_a_step_skipped_for_inf_changes_nothing(fused):
+@pytest.mark.parametrize('path', PATHS, ids=str)
+@pytest.mark.parametrize('strength', STRENGTHS, ids=str)
+def test_a_step_skipped_for_inf_changes_nothing(strength, path):
     params = parameters()
-    optimizer = AdamWOLOR(params, lr=1e-2, rollback=0.1, fused=fused)
+    optimizer = AdamWOLOR(params, lr=1e-2, **strength, **path)
     scaler = torch.amp.GradScaler('cpu', init_scale=4.0)
     scaler.scale(torch.zeros(1)).sum()  # a scaler knows its scale from the first loss on
 
@@ -130,11 +135,13 @@ def test_a_step_skipped_for_inf_changes_nothing(fused):
 
 
 @fused_on_cpu
-def test_fused_and_unfused_scaled_steps_are_the_same():
+@pytest.mark.parametrize('amsgrad', [False, True])
+@pytest.mark.parametrize('strength', STRENGTHS, ids=str)
+def test_fused_and_unfused_scaled_steps_are_the_same(strength, amsgrad):
     results = []
     for fused in (False, True):
         params = parameters()
-        optimizer = AdamWOLOR(params, lr=1e-2, rollback=0.1, fused=fused)
+        optimizer = AdamWOLOR(params, lr=1e-2, amsgrad=amsgrad, fused=fused, **strength)
         scaler = torch.amp.GradScaler('cpu', init_scale=4.0)
         scaler.scale(torch.zeros(1)).sum()
         for step in range(5):

@@ -43,7 +43,7 @@ class Drift(Rule):
                     step.masked_fill_(anchor.isnan().to(step.device), 0)
             # where nothing at all has a norm, a radius that every step exceeds
             radii = [budget * optimizer.norm_of(p) or torch.finfo(torch.float32).tiny for p in params]
-            weights = torch._foreach_div(torch._foreach_norm(before), radii)
+            weights = list(torch._foreach_div(torch._foreach_norm(before), radii))
             torch._foreach_clamp_max_(weights, 1.0)
             pulls.append((weights, params, anchors))
         optimizer.pull(pulls)
