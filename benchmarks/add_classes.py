@@ -271,8 +271,8 @@ def run(tasks: list[str], seeds: list[int]) -> None:
             done = {(row['task'], row['seed'], row['step']) for row in read(RESULTS)}
             for row in Study(task, seed, done).rows():
                 is_new = not RESULTS.exists()
-                with open(RESULTS, 'a', newline='') as table:
-                    writer = csv.DictWriter(table, FIELDS, lineterminator='\n')
+                with open(RESULTS, 'a', newline='') as file:
+                    writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
                     if is_new:
                         writer.writeheader()
                     writer.writerow(dict(row, commit=commit(), machine=machine(), date=date.today().isoformat()))

@@ -38,7 +38,7 @@ FIELDS = [
 MOBILENET, LITE0 = 'mobilenet-v2', 'efficientnet-lite0'
 NETWORKS = {MOBILENET: 'MobileNetV2', LITE0: 'EfficientNet-Lite0'}
 SEEDS = (0, 1, 2)
-DENSE_SEEDS = (100, 0, 1)  # the first is that of results.csv, whose rows on validation serve here too
+DENSE_SEEDS = (100, 0)  # the first is that of results.csv, whose rows on validation serve here too
 BUDGET, LEVEL = 0.05, 0.03  # the numbers that are kept while all else changes
 SMALL = 0.02  # a budget that is kept over the rates too
 RATE = 1e-3
@@ -57,7 +57,6 @@ SHAPES = {  # mean: from the layer nearest the input to the last
 TRADES = (  # task, network, rate; in the order they are run
     ('fashion', MOBILENET, RATE),
     ('fashion', LITE0, 2e-3),
-    ('fashion', MOBILENET, 5e-4),
     ('digits', MOBILENET, RATE),
     ('nuclei pixels', MOBILENET, 4e-3),
     ('composite boxes', MOBILENET, 2e-3),
@@ -147,9 +146,10 @@ def plan() -> Iterator[dict]:
         *((free, second), (free, third), (others, second), (others, third)),
     ):
         yield from of_seed(seed)
-    for task, network, lr in TRADES[1:]:
-        for seed in DENSE_SEEDS if task in TASKS else SEEDS:
-            yield from trades(task, network, lr, seed)
+    for i in range(len(SEEDS)):  # a seed of every task first
+        for task, network, lr in TRADES[1:]:
+            for seed in (DENSE_SEEDS if task in TASKS else SEEDS)[i : i + 1]:
+                yield from trades(task, network, lr, seed)
 
 
 def results() -> dict[str, dict]:
