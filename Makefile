@@ -17,7 +17,7 @@ PYTEST = OMP_NUM_THREADS=1 $(1) -m pytest -n auto --maxprocesses 4 --dist loadfi
 .PHONY: help setup operators demo evidence data test test-all test-upstream test-core test-matrix coverage docs lint clean
 
 help:
-	@echo 'make demo      fine-tune Mask R-CNN with AdamW and with AdamW-OLOR, and compare (3 minutes after set-up)'
+	@echo 'make demo      teach a detector new classes, by plain fine-tuning and by olor_mm, and compare (5 minutes after set-up)'
 	@echo 'make test      run lint and the quick tests (6 minutes after set-up)'
 	@echo 'make test-all  run lint and all tests, the slow ones too'
 	@echo 'make test-upstream  run the quick tests with the upstream packages of OpenMMLab, in .venv-upstream'
@@ -25,7 +25,7 @@ help:
 	@echo 'make test-matrix  run these with several versions of Python and torch, and print the table of the docs'
 	@echo 'make operators  compile the operators of mmcv (20 minutes), where set-up found no wheel'
 	@echo 'make coverage  run the quick tests, and list the branches of olor_mm/ that none of them takes'
-	@echo 'make evidence  run the missing runs of both studies (hours), and print their pages'
+	@echo 'make evidence  run the missing runs of the studies (hours), and print their pages'
 	@echo 'make data      write the weights and small data sets of the configs into data/'
 	@echo 'make docs      build the documentation into docs/en/_build'
 	@echo 'make lint      run ruff, as a linter and as a formatter, and mypy'
@@ -40,9 +40,11 @@ operators:
 demo: setup
 	@$(IN_CLEAN_TMP) $(PYTHON_BIN) demo/run_demo.py
 
+# FOLDERS='--pacs DIR --caltech DIR --imagenet DIR', see benchmarks/evidence/folders.py; without them, what needs none
 evidence: setup
-	@$(IN_CLEAN_TMP) $(PYTHON_BIN) benchmarks/evidence/study.py
+	@$(IN_CLEAN_TMP) $(PYTHON_BIN) benchmarks/evidence/natural.py $(FOLDERS)
 	@$(IN_CLEAN_TMP) $(PYTHON_BIN) benchmarks/evidence/budget.py
+	@$(IN_CLEAN_TMP) $(PYTHON_BIN) benchmarks/evidence/study.py
 
 data: setup
 	@$(IN_CLEAN_TMP) $(PYTHON_BIN) tools/dataset_converters/embedded.py

@@ -62,6 +62,7 @@ setup(
     keywords='computer vision, fine-tuning, optimizer, OLOR, OpenMMLab, mmdet, mmsegmentation, mmpretrain',
     packages=find_packages(include=['olor_mm', 'olor_mm.*']),
     package_data={'olor_mm.compare': ['report.html']},
+    entry_points=dict(console_scripts=['olor = olor_mm.__main__:main']),
     cmdclass=dict(build_py=BuildWithMim),
     python_requires='>=3.10',
     # without a version, so that pip never replaces the torch that a user's mmcv was compiled for; olor_mm checks it

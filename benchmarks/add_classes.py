@@ -21,6 +21,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 sys.path.insert(0, str(Path(__file__).parent / 'evidence'))
-from study import commit, machine, read
+from rows import commit, machine, read
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / 'data'
@@ -97,7 +98,7 @@ TASKS = dict(
         changes=PIXELS,
         weights='mobilenet_v2_mmseg.pth',
         metric='mIoU',
-        epochs=(24, 12),
+        epochs=(60, 36),
     ),
 )
 
@@ -198,6 +199,8 @@ class Study:
                 yield dict(task=self.task, seed=self.seed, step=step, **do(), seconds=round(time.monotonic() - start))
 
     def train_old(self, epochs: int) -> dict:
+        shutil.rmtree(self.folder)  # labels of an older model
+        self.folder.mkdir()
         write_data(self.task, self.folder)
         base = f'_base_ = {str(self.of["base"])!r}\n{self.of["changes"]}\nrandomness = dict(seed={self.seed})\n'
         (self.folder / 'small.py').write_text(base)

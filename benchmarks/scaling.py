@@ -34,20 +34,25 @@ LARGE = {
 }
 PROCESSES = (1, 8, 64)
 GiB = 1 << 30
-INTRODUCTION = """Rollback keeps one number for each pre-trained parameter, its anchor: 4 bytes in fp32 beside the 16
-of weight, gradient and the two states of AdamW, 2 in bfloat16, none where the checkpoint file itself is the anchor.
-Anchors lie where the states of the optimizer lie: whole on every GPU with DDP, 1/N on each of N with ZeRO and FSDP.
-So what a model costs more with rollback falls with the number of GPUs, except with DDP.
+INTRODUCTION = """This page says what memory and traffic rollback adds on several GPUs. In short: 4 bytes for each
+pre-trained parameter where the states of the optimizer are, or 2, or none; and no traffic.
 
-Rollback communicates nothing: each process returns the weights, or pieces of them, that it updates. What is handed to
-each kind of communication below is the same with every kind of anchors and without any
-(`tests/distributed/test_processes.py` holds calls and numbers against those without rollback). Two things beside it:
-`SafeCheckpointHook` asks all processes in every iteration whether one got SIGTERM, one integer over gloo on the CPU;
-and with ZeRO a checkpoint gathers states and anchors, 12 bytes a parameter, in the first process.
+Rollback keeps one number for each pre-trained parameter, its anchor. In fp32 that is 4 bytes beside the 16 of weight,
+gradient and the two states of AdamW. In bfloat16 it is 2 bytes. Where the checkpoint file itself is the anchor, it is
+none. Anchors are where the states of the optimizer are: whole on every GPU with DDP, 1/N on each of N with ZeRO and
+FSDP. So the additional memory falls with the number of GPUs, except with DDP.
 
-With `anchor_file` on GPUs, anchors are read from host memory in every step: 4 bytes a parameter over PCIe (reckoned,
-not run: no GPU here). A piece of a tensor, which is what FSDP updates, is not in a file: it keeps its anchors in
-memory, and a warning says so."""
+Rollback communicates nothing: each process returns the weights, or pieces of them, that it updates. Every kind of
+communication below carries the same with all kinds of anchors and without any (`tests/distributed/test_processes.py`
+compares calls and numbers). Two other parts of olor_mm communicate:
+
+- `SafeCheckpointHook` asks all processes in every iteration whether one got SIGTERM. That is one integer over gloo, on
+  the CPU.
+- With ZeRO a checkpoint gathers states and anchors in the first process, 12 bytes a parameter.
+
+With `anchor_file` on GPUs, anchors are read from host memory in every step, 4 bytes a parameter over PCIe. A step of
+ViT-B/16 then takes 63 ms instead of 1 ([one H200](benchmarks/gpu.md)). FSDP updates pieces of tensors, which are not in
+a file. It keeps their anchors in memory, and a warning says so."""
 
 
 # ---- one process of several ------------------------------------------------------------------------------------------
@@ -137,7 +142,7 @@ def measured(folder: Path) -> list[dict]:
     return rows
 
 
-def reckoned(mode: str, anchors: str, processes: int) -> dict[str, float]:
+def estimated(mode: str, anchors: str, processes: int) -> dict[str, float]:
     """Bytes for each parameter: of a process, by part; and what it sends and receives in a step, in the usual rings."""
     whole, share, ring = 1.0, 1 / processes, (processes - 1) / processes
     parameters = share if mode == 'FSDP' else whole
@@ -156,7 +161,7 @@ def reckoned(mode: str, anchors: str, processes: int) -> dict[str, float]:
 
 def held(mode: str, anchors: str, processes: int) -> float:
     """Bytes of a process for each parameter."""
-    return sum(reckoned(mode, anchors, processes)[part] for part in PARTS)
+    return sum(estimated(mode, anchors, processes)[part] for part in PARTS)
 
 
 def number_of_parameters(model: str | int) -> int:
@@ -174,12 +179,12 @@ def main() -> None:
         one_process(args.mode, args.weights, args.rows)
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(Path(folder))
-    report = Report('What rollback costs on one, eight and 64 GPUs, reckoned', shlex.join(['python', *sys.argv]))
+    report = Report('What rollback costs on one, eight and 64 GPUs', shlex.join(['python', *sys.argv]))
     report.blocks.append(INTRODUCTION)
     total = number_of_parameters(MEASURED)
     report.table(
         'Measured: DeiT-T in two processes',
-        ['', *PARTS, 'reckoned', 'all-reduce', 'broadcast', 'all-gather'],
+        ['', *PARTS, 'estimate', 'all-reduce', 'broadcast', 'all-gather'],
         [
             [
                 f'{row["mode"]}, anchors: {row["kind"]}',
@@ -189,9 +194,10 @@ def main() -> None:
             ]
             for row in rows
         ],
-        f'Bytes for each of the {total:,} parameters that a process holds after two steps of {ADAMW["type"]} (mean of '
-        'both), and that it hands to each kind of communication in a step; *reckoned* is the sum of the first four by '
-        'the formula behind the tables below. Anchors are of the backbone alone, which is why they are not quite 4.',
+        f'Bytes for each of the {total:,} parameters, after two steps of {ADAMW["type"]}; mean of both processes. The '
+        'first four are what a process holds, the last three what it hands to communication in a step. *Estimate* is '
+        'the sum of the first four by the formula of the tables below. Only the backbone has anchors, so they are not '
+        'quite 4.',
     )
     for name, model in LARGE.items():
         parameters = number_of_parameters(model)
@@ -202,13 +208,13 @@ def main() -> None:
                 [
                     f'{mode}, anchors: {anchors}',
                     *(f'{parameters * held(mode, anchors, n) / GiB:.2f}' for n in PROCESSES),
-                    *(f'{parameters * reckoned(mode, anchors, n)["traffic"] / GiB:.2f}' for n in PROCESSES[1:]),
+                    *(f'{parameters * estimated(mode, anchors, n)["traffic"] / GiB:.2f}' for n in PROCESSES[1:]),
                 ]
                 for mode in MODES
                 for anchors in ANCHORS
             ],
-            'Reckoned: what each GPU holds for fp32 weights, their gradients, the two states of AdamW and anchors, '
-            'without activations and buffers; and what it sends in a step (and receives as much).',
+            'Estimates: what each GPU holds for fp32 weights, their gradients, the two states of AdamW and anchors, '
+            'without activations and buffers. Traffic is what it sends in a step, and receives.',
         )
     if args.out is not None:
         report.save(args.out, 'scaling', [dict(row, traffic=json.dumps(row['traffic'])) for row in rows])

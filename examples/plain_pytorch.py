@@ -1,4 +1,4 @@
-"""Fine-tune torchvision's ImageNet MobileNetV2 on a folder of images, in a plain PyTorch loop.
+"""Fine-tune torchvision's ImageNet MobileNetV2 on a folder of images, in a plain PyTorch loop; then see what it kept.
 
     python examples/plain_pytorch.py [--epochs 3] [--resume]
 
@@ -13,22 +13,22 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
-from olor_mm.layers import rollback_groups
+from olor_mm.layers import layer_index, rollback_groups
+from olor_mm.measure import layer_drift, prediction_agreement, pretrained_state
 from olor_mm.optim import AdamWOLOR
 
-TRANSFORM = transforms.Compose(
-    [transforms.Resize(64), transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
-)
+NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+TRANSFORM = transforms.Compose([transforms.Resize(64), transforms.ToTensor(), NORMALIZE])
+BUDGET = (0.04, 0.16)  # how far weights may move: 4 % of their norm in the first layer, up to 16 % in the last
 
 
 @torch.no_grad()
-def accuracy(model: torch.nn.Module, loader: DataLoader) -> float:
-    model.eval()
-    right = sum((model(images).argmax(1) == labels).sum().item() for images, labels in loader)
-    return right / len(loader.dataset)
+def scores(model: torch.nn.Module, weights: dict, loader: DataLoader) -> torch.Tensor:
+    model.load_state_dict(weights)
+    return torch.cat([model.eval()(images) for images, _ in loader])
 
 
-def main(argv: list[str] | None = None) -> float:
+def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--data', default='data/digits', help='folder with train/CLASS/*.png and test/CLASS/*.png')
     parser.add_argument('--weights', default='data/weights/mobilenet_v2_torchvision.pth')
@@ -38,13 +38,13 @@ def main(argv: list[str] | None = None) -> float:
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     train, test = (datasets.ImageFolder(f'{args.data}/{split}', TRANSFORM) for split in ('train', 'test'))
-    loader = DataLoader(train, batch_size=50, shuffle=True)
+    loader, unseen = DataLoader(train, batch_size=50, shuffle=True), DataLoader(test, batch_size=200)
 
     model = models.mobilenet_v2(num_classes=len(train.classes))
-    weights = torch.load(args.weights, weights_only=True)
-    weights = {name: value for name, value in weights.items() if not name.startswith('classifier.')}  # a new head
+    imagenet = torch.load(args.weights, weights_only=True)
+    weights = {name: value for name, value in imagenet.items() if not name.startswith('classifier.')}  # a new head
     model.load_state_dict(weights, strict=False)
-    optimizer = AdamWOLOR(rollback_groups(model, pretrained=weights, max_level=1e-2), lr=1e-3, weight_decay=0.05)
+    optimizer = AdamWOLOR(rollback_groups(model, pretrained=weights, max_drift=BUDGET), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(loader))
 
     first = 0
@@ -63,8 +63,16 @@ def main(argv: list[str] | None = None) -> float:
         parts = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=schedule.state_dict())
         args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         torch.save({**parts, 'epoch': epoch + 1}, args.checkpoint)
-        print(f'epoch {epoch + 1}: accuracy {accuracy(model, DataLoader(test, batch_size=200)):.3f}')
-    return accuracy(model, DataLoader(test, batch_size=200))
+
+    right = scores(model, model.state_dict(), unseen).argmax(1) == torch.tensor(test.targets)
+    found = dict(accuracy=right.float().mean().item())
+    found['drift'] = max(layer_drift(model.state_dict(), weights, layer_index(model)).values())
+    # what the old classifier says now: its own head and norm statistics, around the fine-tuned weights
+    statistics = {name: value for name, value in imagenet.items() if 'running' in name}
+    old, _ = pretrained_state(model.state_dict(), imagenet, statistics)
+    found['agreement'] = prediction_agreement(*(scores(models.mobilenet_v2(), w, unseen) for w in (old, imagenet)))
+    print(', '.join(f'{name} {value:.3f}' for name, value in found.items()))
+    return found
 
 
 if __name__ == '__main__':

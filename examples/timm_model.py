@@ -1,4 +1,4 @@
-"""Fine-tune a pre-trained model of timm, with timm's own data pipeline and schedule.
+"""Fine-tune a pre-trained model of timm, with timm's own data pipeline and schedule; then see what it kept.
 
     python examples/timm_model.py [--epochs 3]
 
@@ -16,21 +16,22 @@ from timm.scheduler import create_scheduler_v2
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from olor_mm.layers import rollback_groups
+from olor_mm.layers import layer_index, rollback_groups
+from olor_mm.measure import layer_drift, prediction_agreement, pretrained_state
 from olor_mm.optim import AdamWOLOR
 
 NAME = 'mobilenetv2_100'
 
 
-def weights_for_timm(file: str, converted: Path) -> Path:
-    """Write torchvision's weights under timm's names; the architecture and its order are the same."""
+def weights_for_timm(file: str, converted: Path) -> dict:
+    """Where torchvision's weights are under timm's names; the architecture and its order are the same."""
     converted.parent.mkdir(parents=True, exist_ok=True)
     names = timm.create_model(NAME).state_dict()
     torch.save(dict(zip(names, torch.load(file, weights_only=True).values())), converted)
-    return converted
+    return dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(converted)))
 
 
-def main(argv: list[str] | None = None) -> tuple[torch.nn.Module, AdamWOLOR]:
+def main(argv: list[str] | None = None) -> tuple[torch.nn.Module, AdamWOLOR, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--data', default='data/digits', help='folder with train/CLASS/*.png and test/CLASS/*.png')
     parser.add_argument('--weights', default='data/weights/mobilenet_v2_torchvision.pth')
@@ -40,38 +41,36 @@ def main(argv: list[str] | None = None) -> tuple[torch.nn.Module, AdamWOLOR]:
     torch.manual_seed(0)
 
     file = weights_for_timm(args.weights, args.converted)
-    model = timm.create_model(NAME, pretrained=True, num_classes=10, pretrained_cfg_overlay=dict(file=str(file)))
+    old, model = timm.create_model(NAME, **file), timm.create_model(NAME, **file, num_classes=10)
     # timm leaves out the classifier, which has another number of classes
-    head = set(model.get_classifier().parameters())
-    pretrained = [name for name, p in model.named_parameters() if p not in head]
-
-    def no_decay(name: str, p: torch.nn.Parameter) -> dict:
-        return dict(weight_decay=0.0) if p.ndim < 2 else {}
-
-    groups = rollback_groups(model, pretrained, max_level=1e-2, options=no_decay)
+    pretrained = {name: p for name, p in old.state_dict().items() if not name.startswith('classifier.')}
+    options = lambda name, p: dict(weight_decay=0.0) if p.ndim < 2 else {}  # noqa: E731
+    groups = rollback_groups(model, pretrained, max_drift=(0.04, 0.16), options=options)
     optimizer = AdamWOLOR(groups, lr=1e-3, weight_decay=0.05)
 
     config = resolve_data_config(dict(input_size=(3, 64, 64), crop_pct=1.0), model=model)
-    train, test = (
-        create_dataset('', args.data, split=split, transform=create_transform(**config)) for split in ('train', 'test')
-    )
-    loader = DataLoader(train, batch_size=50, shuffle=True)
-    schedule, _ = create_scheduler_v2(
-        optimizer, 'cosine', args.epochs, warmup_epochs=1, warmup_lr=1e-4, updates_per_epoch=len(loader),
-        step_on_epochs=False,
-    )  # fmt: skip
-    for epoch in range(args.epochs):
-        model.train()
-        for step, (images, labels) in enumerate(loader):
-            optimizer.zero_grad()
-            cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            schedule.step_update(epoch * len(loader) + step + 1)
-        model.eval()
-        with torch.no_grad():
-            right = [(model(x).argmax(1) == y).float().mean() for x, y in DataLoader(test, batch_size=200)]
-        print(f'epoch {epoch + 1}: accuracy {torch.stack(right).mean():.3f}')
-    return model, optimizer
+    transform = create_transform(**config)
+    train, test = (create_dataset('', args.data, split=split, transform=transform) for split in ('train', 'test'))
+    loader, unseen = DataLoader(train, batch_size=50, shuffle=True), DataLoader(test, batch_size=200)
+    timing = dict(warmup_epochs=1, warmup_lr=1e-4, updates_per_epoch=len(loader), step_on_epochs=False)
+    schedule, _ = create_scheduler_v2(optimizer, 'cosine', args.epochs, **timing)
+    for step, (images, labels) in enumerate(batch for _ in range(args.epochs) for batch in loader):
+        optimizer.zero_grad()
+        cross_entropy(model.train()(images), labels).backward()
+        optimizer.step()
+        schedule.step_update(step + 1)
+
+    found = dict(drift=max(layer_drift(model.state_dict(), pretrained, layer_index(model)).values()))
+    imagenet = {name: value.clone() for name, value in old.state_dict().items()}
+    statistics = {name: value for name, value in imagenet.items() if 'running' in name}
+    with torch.no_grad():
+        found['accuracy'] = torch.cat([model.eval()(x).argmax(1) == y for x, y in unseen]).float().mean().item()
+        before = torch.cat([old.eval()(x) for x, _ in unseen])
+        # the old classifier now: its own head and norm statistics, around the fine-tuned weights
+        old.load_state_dict(pretrained_state(model.state_dict(), imagenet, statistics)[0])
+        found['agreement'] = prediction_agreement(torch.cat([old(x) for x, _ in unseen]), before)
+    print(', '.join(f'{name} {value:.3f}' for name, value in found.items()))
+    return model, optimizer, found
 
 
 if __name__ == '__main__':

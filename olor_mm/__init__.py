@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import torch
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 if torch.__version__ < '2.1':
     raise ImportError(f'olor_mm {__version__} needs torch 2.1 or later, and {torch.__version__} is installed')

@@ -36,6 +36,7 @@ IMPORTED_LATER = {
     'DriftHook': (HOOKS, ENGINE),
     'FreezeBackboneHook': (HOOKS, ENGINE),
     'PretrainedEvalHook': (HOOKS, ENGINE),
+    'PretrainedStatisticsHook': (HOOKS, ENGINE),
     'ResumableRandomnessHook': (HOOKS, ENGINE),
     'SafeCheckpointHook': (HOOKS, DURABLE),
     'ClassGroupsAccuracy': (METRICS, 'olor_mm.extend.metrics_accuracy'),

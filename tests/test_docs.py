@@ -7,6 +7,7 @@ import os
 import pkgutil
 import re
 import shlex
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import SkipTest
@@ -23,6 +24,7 @@ from sybil.parsers.myst import CodeBlockParser, SkipParser
 
 from olor_mm.cli.packaged import config_file
 from olor_mm.optim.rules import RULES
+from olor_mm.registry import IMPORTED_LATER
 
 PAGES = [path.relative_to(ROOT) for path in [ROOT / 'README.md', *sorted((ROOT / 'docs/en').rglob('*.md'))]]
 PAGES = [page for page in PAGES if '_build' not in page.parts]
@@ -198,11 +200,15 @@ def test_the_messages_of_trouble_shooting_are_those_of_the_source():
     assert len(quoted) > 30
 
 
-def test_figures_with_a_spread_are_those_of_the_study():
-    page, study = ((ROOT / f'docs/en/{name}.md').read_text() for name in ('choosing_how_strong', 'evidence'))
-    quoted = re.findall(r'\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]', page)
+def test_figures_of_readme_and_guide_are_those_of_the_studies():
+    pages = ('README', 'docs/en/choosing_how_strong', 'docs/en/evidence_tables', 'docs/en/benchmarks/add_classes')
+    readme, guide, study, added = ((ROOT / f'{page}.md').read_text() for page in pages)
+    quoted = re.findall(r'\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]', readme + guide)
     assert len(quoted) > 20
     assert not [figure for figure in quoted if figure not in study]
+    costs = readme.split('## What it keeps')[1].split('\n## ')[0]
+    aps = re.findall(r'0\.\d{3}', costs)
+    assert len(aps) == 5 and not [figure for figure in aps if figure not in added]
 
 
 @pytest.mark.parametrize('module', [m.name for m in pkgutil.walk_packages([str(ROOT / 'olor_mm')], 'olor_mm.')])
@@ -214,11 +220,31 @@ def test_the_examples_in_docstrings_run(module):
 def test_the_figures_are_those_that_the_script_draws(tmp_path):
     tool('docs/draw_figures.py', '--out', tmp_path)
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == sorted(path.name for path in (ROOT / 'docs/en/figures').iterdir()) and len(drawn) == 2
+    there = {path.name for path in (ROOT / 'docs/en/figures').iterdir()}
+    assert set(drawn) == there - {'demo.png'} and len(drawn) == 3  # `make demo` draws that one
 
 
-def test_the_pages_build_without_a_warning(tmp_path):
+@pytest.fixture(scope='module')
+def html(tmp_path_factory) -> Path:
+    """The pages, built without a warning."""
     pytest.importorskip('sphinx')
+    folder = tmp_path_factory.mktemp('html')
     options = ['--fail-on-warning', '--keep-going', '-q']
-    tool('sphinx', *options, '-d', tmp_path / 'doctrees', 'docs/en', tmp_path / 'html')
-    assert (tmp_path / 'html/index.html').is_file()
+    tool('sphinx', *options, '-d', folder / 'doctrees', 'docs/en', folder / 'html')
+    return folder / 'html'
+
+
+def test_every_page_is_built_and_in_the_menu(html):
+    menu = (html / 'index.html').read_text()
+    for page in PAGES[1:]:
+        built = page.relative_to('docs/en').with_suffix('.html')
+        assert (html / built).is_file() and (f'href="{built}"' in menu or built.stem == 'index'), page
+
+
+def test_every_public_name_is_in_the_reference(html):
+    inventory = zlib.decompress((html / 'objects.inv').read_bytes().split(b'\n', 4)[4]).decode()
+    found = {line.split()[0].rpartition('.')[2] for line in inventory.splitlines() if ' py:' in line}
+    modules = [m.name for m in pkgutil.walk_packages([str(ROOT / 'olor_mm')], 'olor_mm.') if '.cli' not in m.name]
+    names = {name for module in modules for name in getattr(importlib.import_module(module), '__all__', ())}
+    assert len(names) > 60
+    assert not (names | set(IMPORTED_LATER)) - found

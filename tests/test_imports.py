@@ -22,6 +22,7 @@ ARROWS = {
     'names': (set(), set()),
     'mixing': (set(), set()),
     'scopes': (set(), MMENGINE),
+    'progress': (set(), {'rich'}),
     'optim': ({'names'}, TORCH | {'safetensors', 'numba', 'numpy', 'triton'}),
     'layers': ({'names', 'optim'}, TORCH),
     'pretrained': ({'layers', 'optim'}, TORCH),
@@ -37,7 +38,7 @@ ARROWS = {
     'inspect': (METHOD | {'registry', 'engine'}, MMENGINE | {'matplotlib', 'rich'}),
     'compare': (set(), MMENGINE | {'numpy', 'pandas', 'scipy', 'matplotlib', 'markdown_it'}),
     'cli': (
-        METHOD | {'registry', 'engine', 'durable', 'extend', 'inspect', 'compare'},
+        METHOD | {'registry', 'engine', 'durable', 'extend', 'inspect', 'compare', 'progress'},
         MMENGINE | {'numpy', 'PIL', 'rich', 'matplotlib', 'yapf', 'import_module'},
     ),
     '__main__': ({'cli'}, {'import_module'}),

@@ -64,6 +64,10 @@ def test_the_wheel_carries_configs_tools_and_the_model_index(wheel, sources, tmp
         assert carried == {f.relative_to(sources) for f in (sources / name).rglob('*.*')}
     assert (wheel / 'olor_mm/.mim/model-index.yml').read_text() == (ROOT / 'model-index.yml').read_text()
     assert not [f for f in wheel.iterdir() if f.name != 'olor_mm' and not f.name.endswith('.dist-info')]
+    [scripts] = wheel.glob('*.dist-info/entry_points.txt')
+    assert scripts.read_text().split() == ['[console_scripts]', 'olor', '=', 'olor_mm.__main__:main']
+    code = "import sys; sys.argv = ['bin/olor', 'list', 'configs']; from olor_mm.__main__ import main; main()"
+    assert 'olor_mm::demo/fcos_mobilenet-v2-fpn_1xb8-10e_digits-128px.py' in python(code, tmp_path, path=wheel)
     [metadata] = wheel.glob('*.dist-info/METADATA')
     fields = message_from_string(metadata.read_text())
     (tmp_path / 'own.py').write_text(OWN)

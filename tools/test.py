@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [options]"""
 
-from olor_mm.cli.test import main
+from olor_mm.__main__ import run
 
 if __name__ == '__main__':
-    main()
+    run('test')

@@ -1,6 +1,6 @@
 """Train any config of mmdet, mmseg or mmpretrain: python tools/train.py CONFIG [options]"""
 
-from olor_mm.cli.train import main
+from olor_mm.__main__ import run
 
 if __name__ == '__main__':
-    main()
+    run('train')

@@ -6,24 +6,16 @@ python benchmarks/evidence/budget.py --tables          # prints the page from bu
 """
 
 import argparse
-import csv
-import hashlib
-import json
 import subprocess
 import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Iterator
-from datetime import date
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plan import TASKS
-from study import DIGITS, HERE, RESULTS, ROOT, commit, machine, read
+from rows import HERE, Study, console, keyed, read
+from study import RESULTS
 
 ROWS = HERE / 'budget.csv'
 MEASURED = [
@@ -61,7 +53,6 @@ TRADES = (  # task, network, rate; in the order they are run
     ('nuclei pixels', MOBILENET, 4e-3),
     ('composite boxes', MOBILENET, 2e-3),
 )
-console = Console()
 
 
 def trial(part: str, task: str, method: str, options: dict, seed: int, **changed) -> dict:
@@ -71,8 +62,7 @@ def trial(part: str, task: str, method: str, options: dict, seed: int, **changed
     else:
         made = dict(data=task, network=MOBILENET, size=50, batch=32, iters=100, side=32)
         made.update(method=method, options=options, seed=seed, **changed)
-    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
-    return dict(made, key=key, part=part, task=task)
+    return dict(keyed(made), part=part, task=task)
 
 
 def strengths(**rest) -> tuple[dict, dict]:
@@ -157,67 +147,32 @@ def results() -> dict[str, dict]:
     return {row['key']: row for row in (*read(RESULTS), *read(ROWS)) if row['method'] != 'wise_ft'}
 
 
-def measure(one: dict) -> dict:
+def measure(one: dict) -> list[dict]:
     """Run a trial, in memory or, where it is one of the older study, as that does."""
-    if one['task'] not in TASKS:
-        import cached
+    if one['task'] in TASKS:
+        import trial as dense
 
-        return cached.run(one)
-    import trial as dense
+        return dense.measure(one)[:1]
+    import cached
 
-    with tempfile.TemporaryDirectory(prefix='evidence') as work_dir:
-        return dense.run(one, old_classifier(dense), Path(work_dir))[0]
-
-
-@cache
-def old_classifier(dense):
-    return dense.Pretrained(dense.PHOTOS['skimage'])
-
-
-def run_missing(minutes: float) -> None:
-    """Run what is missing; each result is on disk before the next run begins."""
-    import torch
-
-    torch.set_num_threads(1)
-    end = time.monotonic() + 60 * minutes
-    done = results()
-    missing, failed = {}, 0
-    for one in plan():
-        if one['key'] not in done:
-            missing.setdefault(one['key'], one)
-    is_changed = subprocess.run(['git', 'diff', '--quiet', 'HEAD', '--', 'olor_mm'], cwd=ROOT).returncode
-    known = dict(commit=commit() + '+' * is_changed, machine=machine(), date=date.today().isoformat())
-    for left, one in zip(range(len(missing), 0, -1), missing.values()):
-        if time.monotonic() > end:
-            console.print(f'{left} runs are left for the next time')
-            break
-        what = ', '.join(str(one.get(key, '')) for key in ('part', 'task', 'network', 'method', 'options', 'seed'))
-        try:
-            measured = measure(one)
-        except Exception:  # the study goes on, and says which runs have failed
-            console.print(f'[red]failed[/red] {what}\n{traceback.format_exc()}')
-            failed += 1
-            continue
-        numbers = {key: f'{value:.{DIGITS}g}' for key, value in measured.items()}
-        is_new = not ROWS.exists()
-        with open(ROWS, 'a', newline='') as table:
-            writer = csv.DictWriter(table, FIELDS, restval='', extrasaction='ignore', lineterminator='\n')
-            if is_new:
-                writer.writeheader()
-            writer.writerow({**one, 'options': json.dumps(one['options'], sort_keys=True), **numbers, **known})
-        console.print(f'{left} left: {what}: {numbers["value"]} in {numbers["seconds"]} s', soft_wrap=True)
-    if failed:
-        raise SystemExit(f'{failed} runs failed')
+    measured = cached.run(one)[0]
+    return [dict(measured, value=measured['test'])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--tables', action='store_true', help='print the page, run nothing')
+    parser.add_argument('--again', type=int, metavar='N', help='run N random rows again')
+    parser.add_argument('--seed', type=int, help='of the choice of these rows')
+    parser.add_argument('--workers', type=int, default=1, help='processes, one core each (default: 1)')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='begin nothing new after so many')
     args = parser.parse_args()
+    study = Study((ROWS, RESULTS), FIELDS, lambda rows: plan(), measure)
+    if args.again:
+        return study.run_again(args.again, args.seed)
     if not args.tables:
         subprocess.run([sys.executable, HERE / 'data.py'], check=True)
-        run_missing(args.minutes)
+        study.run_missing(args.workers, args.minutes)
     import budget_page
 
     budget_page.show(list(plan()), results(), console)

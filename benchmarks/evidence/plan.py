@@ -3,9 +3,10 @@
 A trial is a dict that :mod:`trial` can run; its ``key`` is a hash of all that determines its result.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
+
+from rows import keyed
 
 TUNING_SEED = 100
 FASHION = dict(kind='classification', data='fashion')
@@ -62,8 +63,7 @@ def grid(method: str, kind: str) -> list[dict]:
 
 def trial(part: str, task: str, of_task: dict, method: str, options: dict, seed: int, split: str, **more) -> dict:
     made = dict(of_task, method=method, options=options, seed=seed, split=split, **more)
-    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
-    return dict(made, key=key, part=part, task=task)
+    return dict(keyed(made), part=part, task=task)
 
 
 def tuning(task: str, method: str) -> list[dict]:

@@ -9,7 +9,7 @@ from plan import METHODS, SEVEN, TASKS, USED_ON, Choices, grid, plan
 
 from olor_mm.compare.statistics import Measure, summarize, verdict
 
-PAGE = Path(__file__).resolve().parents[2] / 'docs/en/evidence.md'
+PAGE = Path(__file__).resolve().parents[2] / 'docs/en/evidence_tables.md'
 NAMES = dict(
     full='full fine-tuning',
     linear_probe='linear probing',
@@ -30,10 +30,14 @@ KEPT = dict(
     agreement='agreement %, as it is',
     drift_mean='drift %',
 )
-HEAD = """# Does it help?
+TITLE = """# Tables of the evidence
 
-Printed by `make evidence` from [results.csv](../../benchmarks/evidence/results.csv), a row for every run with its
-settings, seed, commit and machine; `python benchmarks/evidence/study.py --again 3` runs three random rows again.
+Printed by `make evidence`. [Does it help?](evidence.md) has the answers. First all settings on natural
+images, then [the study of small tasks](#small-tasks)."""
+HEAD = """## Small tasks
+
+Printed from [results.csv](../../benchmarks/evidence/results.csv), a row for every run with its settings, seed, commit
+and machine; `python benchmarks/evidence/study.py --again 3` runs three random rows again.
 {done} of the {planned} runs that are planned are in it{open}.
 All runs start from torchvision's ImageNet MobileNetV2 and have {shortest:g} to {longest:g} steps, on {machines}.
 Learning rate and strength of every method are those that were best on the validation split, among {budget} settings for
@@ -197,6 +201,18 @@ def sections(results: list[dict]) -> list[str]:
         others = table[(table['part'] == 'photos') & (table['task'] == task)]
         if len(others):
             made.append(f'### {task}, the same on other photos\n\n{PHOTOS}\n\n{markdown(on_photos(rows, others))}')
+    made += studies(table)
+    if tuned:
+        made.append(f'## What was best on validation\n\n{CHOSEN}\n\n{markdown(chosen(choices, tuned))}')
+    for task in tuned:
+        rows = table[(table['part'] == 'tuning') & (table['task'] == task)]
+        made.append(f'## All that was tuned on validation, {task}, one seed\n\n{markdown(tried(rows, task))}')
+    return made
+
+
+def studies(table: pd.DataFrame) -> list[str]:
+    """The sections on what was asked of OLOR alone, and on chains of tasks."""
+    made = []
     for task, rows in table[table['part'] == 'chain'].groupby('task', sort=False):
         made.append(f'## Forgetting a task: {task}\n\n{CHAIN}\n\n{markdown(chain(rows))}')
     for task, rows in table[table['part'] == 'levels'].groupby('task'):
@@ -232,11 +248,6 @@ def sections(results: list[dict]) -> list[str]:
         )
         made.append(f'## Norm statistics, {task}\n\n{STATISTICS}')
         made.append(markdown(final_table(both, task, 'full, updated', 'variant')))
-    if tuned:
-        made.append(f'## What was best on validation\n\n{CHOSEN}\n\n{markdown(chosen(choices, tuned))}')
-    for task in tuned:
-        rows = table[(table['part'] == 'tuning') & (table['task'] == task)]
-        made.append(f'## All that was tuned on validation, {task}, one seed\n\n{markdown(tried(rows, task))}')
     return made
 
 
@@ -309,11 +320,10 @@ def chain(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def show(results: list[dict], console) -> None:
-    """Print the page and write it to docs."""
-    if not results:
-        console.print('there are no results yet')
-        return
-    page = '\n\n'.join(sections(results)) + '\n'
-    console.print(page, markup=False, highlight=False, soft_wrap=True)
-    PAGE.write_text(page)
+def show(results: list[dict], natural: list[dict], console) -> None:
+    """Write the page of all tables to docs."""
+    import natural_page  # which takes the functions above
+
+    made = [TITLE, *natural_page.sections(natural), *(sections(results) if results else ())]
+    PAGE.write_text('\n\n'.join(made) + '\n')
+    console.print(f'{PAGE} is written')

@@ -1,19 +1,11 @@
-"""One run of the study: trains, tests, and asks what was forgotten.
-
-Reads trials as JSON lines on standard input and answers each with a JSON line of results, so that a process imports the
-libraries once.
-"""
+"""One run of the study: trains, tests, and asks what was forgotten."""
 
 import contextlib
 import functools
-import json
-import logging
-import shutil
+import io
 import sys
 import tempfile
 import time
-import traceback
-import warnings
 from pathlib import Path
 
 import cv2
@@ -66,77 +58,13 @@ def find(cfg, kind: str) -> dict:
 
 def base_config(trial: dict) -> Config:
     """The config of a trial's task and data, but for the method."""
-    kind, data = trial['kind'], trial['data']
-    cfg = Config.fromfile(ROOT / CONFIGS[kind])
-    classes = CLASSES.get(data, ())
-    train, test = cfg.train_dataloader, cfg.test_dataloader
-    split = trial['split']
-    if kind == 'classification':
-        for loader, part in ((train, f'train_{trial["size"]}_{trial["seed"]}'), (test, split)):
-            loader.dataset.update(data_root=str(EVIDENCE / data), ann_file=f'{part}.txt', data_prefix='')
-            find(loader.dataset.pipeline, 'Resize')['scale'] = SIDE[kind]
-            loader.update(collate_fn=dict(type='default_collate'))
-        find(train.dataset.pipeline, 'RandomCrop').update(crop_size=SIDE[kind], padding=3)
-    elif kind == 'semantic':
-        classes = ('background', *classes)
-        palette = [[20 * i, 255 - 20 * i, 40] for i in range(len(classes))]
-        for loader, part in ((train, 'train'), (test, split)):
-            folder = 'test' if part == 'test' else 'train'
-            loader.dataset.update(
-                data_root=str(ROOT / 'data' / data),
-                ann_file=str(EVIDENCE / data / f'{part}.txt'),
-                metainfo=dict(classes=classes, palette=palette),
-                data_prefix=dict(img_path=folder, seg_map_path=f'{folder}_semantic'),
-            )
-        side = (SIDE[data],) * 2
-        cfg.model.data_preprocessor.size = side
-        find(train.dataset.pipeline, 'RandomResize')['scale'] = side
-        find(train.dataset.pipeline, 'RandomCrop')['crop_size'] = side
-        if data == 'composite':
-            train.dataset.pipeline = [s for s in train.dataset.pipeline if s['type'] != 'RandomFlip']  # digits
-        # the head of the config, on the deepest features alone, learns nothing in so few iterations
-        cfg.model.backbone.update(strides=(1, 2, 2, 2, 1, 2, 1), dilations=(1,) * 7)
-        head = cfg.model.decode_head
-        if data == 'composite':  # ten classes in 6 % of the pixels; to tell them apart takes a look around
-            head.update(in_channels=[32, 96, 320], in_index=[1, 2, 3], input_transform='resize_concat')
-            head.update(num_convs=2, channels=128, concat_input=False)
-            head.loss_decode.class_weight = [0.1] + [1.0] * (len(classes) - 1)
-        else:
-            head.update(type='SegformerHead', in_channels=[24, 32, 96, 320], in_index=[0, 1, 2, 3])
-            for key in ('num_convs', 'concat_input'):
-                head.pop(key)
-        head.num_classes = len(classes)
-        cfg.model.auxiliary_head = None
-    else:
-        subset = trial.get('subset', '')
-        if subset:
-            classes = classes[:5] if subset == '_old' else classes[5:]
-        for loader, part in ((train, f'train{subset}'), (test, f'{split}{subset}')):
-            loader.dataset.update(
-                data_root=str(ROOT / 'data') + '/',
-                ann_file=str(EVIDENCE / data / f'{part}.json'),
-                metainfo=dict(classes=classes),
-            )
-        find(train.dataset.pipeline, 'Resize')['scale'] = (SIDE[data],) * 2
-        find(test.dataset.pipeline, 'Resize').update(scale=None, scale_factor=1.0)  # objects as large as in training
-        flips = [s for s in train.dataset.pipeline if s['type'] == 'RandomFlip']
-        if data == 'nuclei' and not flips:
-            train.dataset.pipeline.insert(-1, dict(type='RandomFlip', prob=0.5))
-        elif data == 'composite':
-            train.dataset.pipeline = [s for s in train.dataset.pipeline if s['type'] != 'RandomFlip']
-        cfg.test_evaluator.ann_file = str(EVIDENCE / data / f'{split}{subset}.json')
-        cfg.model.train_cfg.rcnn.sampler.num = 32
-        roi = cfg.model.roi_head
-        for head in ('bbox_head', 'mask_head'):
-            if roi.get(head):
-                roi[head].num_classes = len(classes)
-        if kind == 'instance' and data == 'composite':  # masks of ten thin classes are not learned in so few iterations
-            roi.mask_head.update(class_agnostic=True, norm_cfg=dict(type='BN'))
-    for loader in (train, test):
+    cfg = Config.fromfile(ROOT / CONFIGS[trial['kind']])
+    dict(classification=set_images, semantic=set_pixels).get(trial['kind'], set_boxes)(cfg, trial)
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
         loader.num_workers = 0
         loader.persistent_workers = False
-    train.batch_size = trial['batch']
-    train.sampler = dict(type='InfiniteSampler', shuffle=True)
+    cfg.train_dataloader.batch_size = trial['batch']
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
     iters = trial['iters']
     cfg.train_cfg = dict(by_epoch=False, max_iters=iters, val_interval=10 * iters)
     warmup = max(iters // 10, 1)
@@ -156,6 +84,82 @@ def base_config(trial: dict) -> Config:
     if trial.get('norm_eval') is not None:
         cfg.model.backbone.norm_eval = trial['norm_eval']
     return cfg
+
+
+def set_images(cfg: Config, trial: dict) -> None:
+    """Classification."""
+    train, test, side = cfg.train_dataloader, cfg.test_dataloader, SIDE['classification']
+    for loader, part in ((train, f'train_{trial["size"]}_{trial["seed"]}'), (test, trial['split'])):
+        loader.dataset.update(data_root=str(EVIDENCE / trial['data']), ann_file=f'{part}.txt', data_prefix='')
+        find(loader.dataset.pipeline, 'Resize')['scale'] = side
+        loader.update(collate_fn=dict(type='default_collate'))
+    find(train.dataset.pipeline, 'RandomCrop').update(crop_size=side, padding=3)
+
+
+def set_pixels(cfg: Config, trial: dict) -> None:
+    """Semantic segmentation."""
+    data, train, test = trial['data'], cfg.train_dataloader, cfg.test_dataloader
+    classes = ('background', *CLASSES[data])
+    palette = [[20 * i, 255 - 20 * i, 40] for i in range(len(classes))]
+    for loader, part in ((train, 'train'), (test, trial['split'])):
+        folder = 'test' if part == 'test' else 'train'
+        loader.dataset.update(
+            data_root=str(ROOT / 'data' / data),
+            ann_file=str(EVIDENCE / data / f'{part}.txt'),
+            metainfo=dict(classes=classes, palette=palette),
+            data_prefix=dict(img_path=folder, seg_map_path=f'{folder}_semantic'),
+        )
+    side = (SIDE[data],) * 2
+    cfg.model.data_preprocessor.size = side
+    find(train.dataset.pipeline, 'RandomResize')['scale'] = side
+    find(train.dataset.pipeline, 'RandomCrop')['crop_size'] = side
+    # the head of the config, on the deepest features alone, learns nothing in so few iterations
+    cfg.model.backbone.update(strides=(1, 2, 2, 2, 1, 2, 1), dilations=(1,) * 7)
+    head = cfg.model.decode_head
+    if data == 'composite':  # ten classes in 6 % of the pixels; to tell them apart takes a look around
+        remove_flips(train)
+        head.update(in_channels=[32, 96, 320], in_index=[1, 2, 3], input_transform='resize_concat')
+        head.update(num_convs=2, channels=128, concat_input=False)
+        head.loss_decode.class_weight = [0.1] + [1.0] * (len(classes) - 1)
+    else:
+        head.update(type='SegformerHead', in_channels=[24, 32, 96, 320], in_index=[0, 1, 2, 3])
+        for key in ('num_convs', 'concat_input'):
+            head.pop(key)
+    head.num_classes = len(classes)
+    cfg.model.auxiliary_head = None
+
+
+def set_boxes(cfg: Config, trial: dict) -> None:
+    """Detection and instance segmentation."""
+    data, split, subset = trial['data'], trial['split'], trial.get('subset', '')
+    train, test, classes = cfg.train_dataloader, cfg.test_dataloader, CLASSES[data]
+    if subset:
+        classes = classes[:5] if subset == '_old' else classes[5:]
+    for loader, part in ((train, f'train{subset}'), (test, f'{split}{subset}')):
+        loader.dataset.update(
+            data_root=str(ROOT / 'data') + '/',
+            ann_file=str(EVIDENCE / data / f'{part}.json'),
+            metainfo=dict(classes=classes),
+        )
+    find(train.dataset.pipeline, 'Resize')['scale'] = (SIDE[data],) * 2
+    find(test.dataset.pipeline, 'Resize').update(scale=None, scale_factor=1.0)  # objects as large as in training
+    if data == 'nuclei' and not any(step['type'] == 'RandomFlip' for step in train.dataset.pipeline):
+        train.dataset.pipeline.insert(-1, dict(type='RandomFlip', prob=0.5))
+    elif data == 'composite':
+        remove_flips(train)
+    cfg.test_evaluator.ann_file = str(EVIDENCE / data / f'{split}{subset}.json')
+    cfg.model.train_cfg.rcnn.sampler.num = 32
+    roi = cfg.model.roi_head
+    for head in ('bbox_head', 'mask_head'):
+        if roi.get(head):
+            roi[head].num_classes = len(classes)
+    if trial['kind'] == 'instance' and data == 'composite':  # masks of ten thin classes take more iterations than these
+        roi.mask_head.update(class_agnostic=True, norm_cfg=dict(type='BN'))
+
+
+def remove_flips(loader) -> None:
+    """A digit that is flipped is another one, or none."""
+    loader.dataset.pipeline = [step for step in loader.dataset.pipeline if step['type'] != 'RandomFlip']
 
 
 def apply_method(cfg: Config, trial: dict) -> None:
@@ -284,7 +288,7 @@ def run(trial: dict, pretrained: Pretrained, work_dir: Path) -> list[dict]:
         between, _ = interpolate(weights, state, alpha)
         runner.model.load_state_dict(between)
         measured = dict(value=metric(runner, kind), **pretrained.retention(between, library))
-        rows.append(dict(method='wise_ft', alpha=alpha, **measured, seconds=time.monotonic() - start))
+        rows.append(dict(method='wise_ft', alpha=alpha, options={}, **measured, seconds=time.monotonic() - start))
     return rows
 
 
@@ -325,26 +329,10 @@ def run_chain(trial: dict, pretrained: Pretrained, work_dir: Path) -> dict:
     return row
 
 
-def main() -> None:
-    torch.set_num_threads(1)  # of two processes beside each other each is faster than one with two threads
-    warnings.simplefilter('ignore')
-    logging.disable(logging.WARNING)
-    answers = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        pretrained_of = functools.cache(Pretrained)
-        for line in sys.stdin:
-            trial = json.loads(line)
-            pretrained = pretrained_of(PHOTOS[trial.get('photos', 'skimage')])
-            work_dir = Path(tempfile.mkdtemp(prefix='evidence'))
-            try:
-                answer = dict(rows=run(trial, pretrained, work_dir))
-            except Exception as error:  # the study goes on, and says which runs have failed
-                traceback.print_exc()
-                answer = dict(error=f'{type(error).__name__}: {error}')
-            finally:
-                shutil.rmtree(work_dir)
-            print(json.dumps(answer), file=answers, flush=True)
+pretrained_of = functools.cache(Pretrained)
 
 
-if __name__ == '__main__':
-    main()
+def measure(trial: dict) -> list[dict]:
+    """Run a trial in a folder of its own; what the libraries print is dropped."""
+    with tempfile.TemporaryDirectory(prefix='evidence') as work_dir, contextlib.redirect_stdout(io.StringIO()):
+        return run(trial, pretrained_of(PHOTOS[trial.get('photos', 'skimage')]), Path(work_dir))

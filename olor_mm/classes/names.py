@@ -7,7 +7,11 @@ from typing import Any
 
 
 def class_key(name: str) -> str:
-    """How names of classes are compared: without case, hyphens, underscores and white space."""
+    """How names of classes are compared: without case, hyphens, underscores and white space.
+
+    >>> class_key('Traffic-light') == class_key('traffic light')
+    True
+    """
     return re.sub(r'[-_\s]+', '', name).casefold() or name
 
 
@@ -15,12 +19,17 @@ def match_classes(old: Sequence[str], new: Sequence[str], aliases: Mapping[str, 
     """For each of the new classes its index among the old ones, or None.
 
     Args:
+        old (Sequence[str]): Names of the old classes, in their order.
+        new (Sequence[str]): Those of the new ones, in theirs.
         aliases (Mapping, optional): Old names of new classes that were called something else, ``{new: old}``.
 
     Raises:
         ValueError: If names collide, so that it is not clear which class is meant, or if a name in ``aliases`` is that
             of no class. A name that is as often, in the same spelling, among the old classes as among the new ones
             does not: the first is the first then (ImageNet has two cranes).
+
+    >>> match_classes(['person', 'traffic light'], ['Traffic-Light', 'dog'])
+    [1, None]
     """
     wanted = [class_key(name) for name in new]
     for alias, name in (aliases or {}).items():
@@ -47,6 +56,9 @@ def joined_classes(old: Sequence[str], new: Sequence[str], aliases: Mapping[str,
 
     Raises:
         ValueError: As :func:`match_classes`.
+
+    >>> joined_classes(['person', 'dog'], ['Dog', 'cat'])
+    ['person', 'dog', 'cat']
     """
     indices = match_classes(old, new, aliases)
     return [*old, *(name for name, at in zip(new, indices, strict=True) if at is None)]

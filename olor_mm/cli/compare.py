@@ -1,6 +1,6 @@
 """Compare runs: one report of what each method learned and what it forgot.
 
-    python tools/analysis_tools/compare.py 'AdamW=work_dirs/full_*' 'OLOR=work_dirs/olor_*' --out report
+    python -m olor_mm compare 'AdamW=work_dirs/full_*' 'OLOR=work_dirs/olor_*' --out report
 
 Every run is a work_dir of a training. The others are compared with the first method. Without LABEL=, runs whose
 settings differ in the seed alone are one method. The report is report.html (one file), report.md, figures/ and CSV.
@@ -17,6 +17,7 @@ from .parser import Parser, add_trust
 try:
     from ..compare.page import compare, write
     from ..compare.runs import RunError, find_runs
+    from ..progress import waiting
 except ModuleNotFoundError as error:
     sys.exit(f"compare: {error}; pip install -e '.[analysis]'")
 
@@ -37,7 +38,7 @@ def main() -> None:
         parser.error(f'--out {args.out} is a file; give a directory')
     guard_loading(args.trust_checkpoints)
     try:
-        with quiet():
+        with waiting('reading the runs and drawing'), quiet():
             report, tables = compare(find_runs(args.runs), args.metric, args.retention, args.images, args.score_thr)
         write(report, tables, args.out)
     except (RunError, OSError) as error:

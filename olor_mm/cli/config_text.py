@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
+from ..extend.exact import COUNTS, NO_CLASSES
 from .data import Data
 
 BEST = dict(
@@ -20,8 +21,6 @@ KINDS = dict(classification='CustomDataset', semantic_segmentation='BaseSegDatas
 WARMUP = 500  # iterations at most
 LEVEL = 0.01  # for runs of any length: docs/en/choosing_how_strong.md
 NEW_HEADS = ('classification', 'semantic_segmentation')  # whose heads are new, and train at ten times the rate
-NO_CLASSES = ('rpn_head', 'train_cfg', 'test_cfg')  # parts of a model whose num_classes is not that of the data
-COUNTS = ('num_classes', 'num_things_classes', 'num_stuff_classes')
 
 
 class Code(str):
@@ -112,7 +111,9 @@ def with_classes(node: Any, number: int, path: str = '_base_.model') -> Any:
     changes: dict[str, Any] = {}
     for key, value in node.items():
         if key in COUNTS and isinstance(value, int):
-            changes[key] = 0 if key == 'num_stuff_classes' else number
+            changes[key] = number
+        elif key == 'num_stuff_classes':
+            changes[key] = 0
         elif key == 'class_weight' and isinstance(value, (list, tuple)):
             # the last weight of a Mask2Former or DETR is of no object; others are of the classes of the stock data set
             changes[key] = [1.0] * number + [value[-1]] if value[-1] < 1 else None

@@ -12,12 +12,13 @@ from mmengine.config import Config
 
 from ..durable.loading import CheckpointError, guard_loading
 from ..inspect.weights import loaded_share
+from ..progress import waiting
 from .config_text import config_text, innermost, steps_of, with_classes
 from .data import TASKS, Data, DataError, Reader, examine
 from .data.joined import Source
 from .keep_classes import Keep, label_command, old_classes, plan
 from .packaged import config_file
-from .parser import Parser, add_trust
+from .parser import Parser, add_trust, pair
 
 EXAMPLES = dict(
     classification='mmpretrain::resnet/resnet50_8xb32_in1k.py',
@@ -44,9 +45,10 @@ def main() -> None:
         ways = _weights(base, args.checkpoint)[: 1 if keep else None]  # the whole model is kept, not its backbone
         change = keep.change if keep else None
         texts = [config_text(*given, weights, batch, args.epochs, args.lr, change) for weights in ways]
-        text = _best(texts, args.checkpoint)
-        if keep:
-            keep.refuse_unknown_heads(text)
+        with waiting('loading the checkpoint into the model'):
+            text = _best(texts, args.checkpoint)
+            if keep:
+                keep.refuse_unknown_heads(text)
     except (DataError, CheckpointError) as error:
         raise SystemExit(f'init: {args.data}: {error}') from error
     written = {**data.written, **(keep.joined.written if keep else {})}
@@ -61,7 +63,7 @@ def main() -> None:
     shown = shlex.quote(str(out) if out.parent != Path.cwd() else out.name)
     if keep:
         labels = args.task, args.config, args.checkpoint, args.old_classes, Source(data, data_root), keep.joined.labels
-        print(f'    {label_command(*labels)}')
+        print(f'    {label_command(*labels, args.aliases)}')
     if not (keep and keep.is_exact):
         print(f'    python -m olor_mm print_rollback {shown}')
     print(f'    python -m olor_mm train {shown}')
@@ -88,7 +90,7 @@ def _keep(args: argparse.Namespace, base: Config, new: Source, out: Path) -> Kee
         raise DataError('masks have numbers alone: name their classes by --classes, old ones as the checkpoint does')
     is_exact = args.keep_classes == 'exact'
     if is_exact and args.task == 'classification':
-        raise DataError('--keep-classes exact is of detectors and segmenters; give --keep-classes alone')
+        raise DataError('--keep-classes exact works for detectors and segmenters; leave out exact')
     known = old_classes(base, args.checkpoint, args.old_classes)
     old = None
     if args.replay is not None:
@@ -100,9 +102,9 @@ def _keep(args: argparse.Namespace, base: Config, new: Source, out: Path) -> Kee
     else:
         print('note: without --replay OLD_DATA, nothing measures the old classes')
         if args.task == 'classification':
-            print('note: nor does anything keep the classifier from taking old images for new classes')
+            print('note: without it, the classifier can take old images for new classes')
     images = 0 if is_exact else args.replay_images  # nothing is forgotten
-    keep = plan(known, args.checkpoint, new, old, out, images, args.replay_share, args.task)
+    keep = plan(known, args.checkpoint, new, old, out, images, args.replay_share, args.task, args.aliases)
     for note in dict.fromkeys(keep.joined.notes):
         print(f'note: {note}')
     return replace(keep, is_exact=is_exact)
@@ -124,6 +126,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument('--keep-classes', nargs='?', const='trained', choices=('trained', 'exact'), help=how)
     how = 'classes of the checkpoint in their order, if it does not name them'
     parser.add_argument('--old-classes', nargs='+', help=how)
+    how = 'classes of the data that the old model calls something else'
+    parser.add_argument('--aliases', nargs='+', default=[], metavar='NEW=OLD', help=how)
     parser.add_argument('--replay', type=Path, metavar='OLD_DATA', help='data of the old classes, to train and test on')
     how = 'old images to train on (default: 100), so that every class is in them; 0: OLD_DATA is for tests alone'
     parser.add_argument('--replay-images', type=int, default=100, help=how)
@@ -139,8 +143,10 @@ def _arguments() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise SystemExit(f'init: --{name.replace("_", "-")} {value} is not above 0')
-    if (args.replay or args.old_classes) and not args.keep_classes:
-        raise SystemExit(f'init: --{"replay" if args.replay else "old-classes"} is of --keep-classes: give that too')
+    for name in ('replay', 'old_classes', 'aliases'):
+        if getattr(args, name) and not args.keep_classes:
+            raise SystemExit(f'init: --{name.replace("_", "-")} needs --keep-classes: give that too')
+    args.aliases = dict(pair(parser, '--aliases', word) for word in args.aliases)
     if args.replay_images < 0 or not 0 < args.replay_share < 1:
         what = f'--replay-images {args.replay_images}, --replay-share {args.replay_share}'
         raise SystemExit(f'init: {what}: give 0 or more images, and a share between 0 and 1')

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from ..classes.names import checkpoint_classes, joined_classes
+from ..classes.names import joined_classes
 from ..classes.transfer import transfer_classes
 from ..durable.loading import load_weights
-from ..engine.hooks.class_transfer import stock_classes
+from ..extend.exact import class_counts
 from ..extend.label_boxes import ignoring
+from ..extend.predict import old_names
 from ..extend.replay import repeats
 from ..inspect.libraries import quiet
-from .config_text import COUNTS, NO_CLASSES, Code, innermost, merge, merged
+from .config_text import Code, innermost, merge, merged
 from .data import Data, DataError
 from .data.joined import Joined, Joiner, Source
 from .keep_exactly import keep_exactly
@@ -150,7 +151,15 @@ class Keep:
 
 
 def plan(
-    known: list[str], checkpoint: str, new: Source, old: Source | None, out: Path, number: int, share: float, task: str
+    known: list[str],
+    checkpoint: str,
+    new: Source,
+    old: Source | None,
+    out: Path,
+    number: int,
+    share: float,
+    task: str,
+    aliases: Mapping[str, str],
 ) -> Keep:
     """The plan for a model with the classes ``known``; see :class:`~olor_mm.cli.data.joined.Joiner`.
 
@@ -158,10 +167,10 @@ def plan(
         DataError: If no class is new, names collide, or the old data has none of the classes.
     """
     try:
-        classes = joined_classes(known, new.data.classes)
+        classes = joined_classes(known, new.data.classes, aliases)
         if len(classes) == len(known):
             raise DataError(f'no class of {new.data.classes} is new to the checkpoint; leave out --keep-classes')
-        joined = Joiner(classes, len(known), new, old, out, number).join(task)
+        joined = Joiner(classes, len(known), new, old, out, number, aliases).join(task)
     except ValueError as error:
         raise DataError(str(error)) from error
     times = repeats(new.data.images, joined.replayed, share) if joined.replayed else 0
@@ -177,36 +186,22 @@ def old_classes(base: Config, checkpoint: str | None, names: Sequence[str] | Non
     file = Path(checkpoint or '').expanduser()
     if not checkpoint or not file.is_file():
         raise DataError(f'--keep-classes: --checkpoint {checkpoint} is not a file; give that of the trained model')
-    if names and len(names) == 1:
+    content = load_weights(file)[1]
+    try:
         with DefaultScope.overwrite_default_scope(base.get('default_scope')):
-            names = stock_classes(names[0]) if len(class_counts(base.model) - {1}) else names
-    known = list(names or checkpoint_classes(load_weights(file)[1]) or ())
-    if not known:
-        raise DataError(
-            f'--checkpoint {checkpoint} has no names of its classes; give them by --old-classes, or coco, ...'
-        )
-    counts = class_counts(base.model)
-    if len(known) not in counts:
-        raise DataError(
-            f'--config has {sorted(counts)} classes, and the checkpoint {len(known)}, {known[:3]} ...; give the config '
-            'that it was trained with, or all its names by --old-classes'
-        )
-    return known
-
-
-def class_counts(node: Any) -> set[int]:
-    """Numbers of classes in a model's config."""
-    if isinstance(node, (list, tuple)):
-        return set().union(*map(class_counts, node))
-    if not isinstance(node, dict):
-        return set()
-    found = {value for key, value in node.items() if key in COUNTS and isinstance(value, int)}
-    found |= {sum(node['branches'])} if 'old_type' in node else set()  # of an ExactModel
-    return found.union(*(class_counts(value) for key, value in node.items() if key not in NO_CLASSES))
+            return old_names(class_counts(base.model), names, content, checkpoint)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def label_command(
-    task: str, config: str, checkpoint: str, names: Sequence[str] | None, new: Source, labels: Path
+    task: str,
+    config: str,
+    checkpoint: str,
+    names: Sequence[str] | None,
+    new: Source,
+    labels: Path,
+    aliases: Mapping[str, str],
 ) -> str:
     """The command that has the old model label the new images."""
     data, options = str(new.root), ['--out', _shown(labels)]
@@ -221,6 +216,8 @@ def label_command(
         options += ['--classes', *new.data.classes]
     if names:
         options += ['--old-classes', *names]
+    if aliases and task != 'classification':  # where all probabilities are kept, whatever the new classes
+        options += ['--aliases', *(f'{new}={old}' for new, old in aliases.items())]
     return shlex.join(['python', '-m', 'olor_mm', 'label', config, checkpoint, data, *options])
 
 

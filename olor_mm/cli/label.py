@@ -27,6 +27,7 @@ from .data.dataset import Data
 from .data.training import Boxes, read_boxes, read_images, read_pairs
 from .launch import config_parser, end_with_parent, existing, guarded, load_config
 from .machine import use_cpu_batchnorm
+from .parser import Parser, pair
 
 THRESHOLD = 0.5  # where nothing says which one is best
 SUFFIXES = dict(classification='.npz', semantic_segmentation='', detection='.json')
@@ -83,20 +84,13 @@ def _arguments() -> argparse.Namespace:
         parser.error(f'--ignore-from {args.ignore_from}: give a share from 0 to 1')
     if args.batch_size < 1:
         parser.error(f'--batch-size {args.batch_size}: give 1 or more')
-    args.aliases = dict(_pair(parser, '--aliases', word) for word in args.aliases)
+    args.aliases = dict(pair(parser, '--aliases', word) for word in args.aliases)
     args.threshold = dict(_threshold(parser, word) for word in args.threshold)
     return args
 
 
-def _pair(parser: argparse.ArgumentParser, option: str, word: str) -> tuple[str, str]:
-    name, equals, value = word.rpartition('=')
-    if not (name and equals and value):
-        parser.error(f'{option} {word!r}: give {"CLASS=NUMBER" if "threshold" in option else "NEW=OLD"}')
-    return name, value
-
-
-def _threshold(parser: argparse.ArgumentParser, word: str) -> tuple[str | None, float]:
-    name, text = _pair(parser, '--threshold', word) if '=' in word else (None, word)
+def _threshold(parser: Parser, word: str) -> tuple[str | None, float]:
+    name, text = pair(parser, '--threshold', word, 'CLASS=NUMBER') if '=' in word else (None, word)
     try:
         value = float(text)
     except ValueError:

@@ -21,6 +21,7 @@ from mmengine.utils import import_modules_from_strings
 
 from ..durable.loading import CheckpointError, guard_loading
 from ..engine import OLOROptimWrapperConstructor
+from ..engine.budgets import TellBudgetUse
 from ..engine.optimizers import is_named
 from ..names import nearest
 from .machine import use_cpu_batchnorm, use_cpu_processes
@@ -204,4 +205,6 @@ def build_runner(cfg: Config) -> Runner:
     use_cpu_processes(cfg)
     use_cpu_batchnorm(cfg)
     use_safe_checkpoints(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(TellBudgetUse())
+    return runner

@@ -1,7 +1,7 @@
 """Print what rollback a config means, without training: layer, source, lambda, w and half-life, or budget and bound.
 
-    python tools/analysis_tools/print_rollback.py CONFIG [--load-from CHECKPOINT] [--images N] [--parameters]
-                                                  [--csv FILE] [--plot FILE] [--cfg-options KEY=VALUE ...]
+    python -m olor_mm print_rollback CONFIG [--load-from CHECKPOINT] [--images N] [--parameters]
+                                            [--csv FILE] [--plot FILE] [--cfg-options KEY=VALUE ...]
 
 Neither data set nor network nor GPU is needed. A config without rollback is shown as it would be with it.
 """
@@ -17,6 +17,7 @@ try:
     from rich.console import Console
 
     from ..inspect.rollback_views import plot_levels, print_report, write_csv
+    from ..progress import waiting
 except ModuleNotFoundError as error:
     sys.exit(f'print_rollback: {error}; pip install rich matplotlib')
 
@@ -46,7 +47,7 @@ def main() -> None:
         cfg = load_config(args)
     if args.load_from:
         cfg.load_from = args.load_from
-    with guarded(args):
+    with guarded(args), waiting('building the model and loading its weights'):
         report = examine(cfg, args.images)
     # in a terminal as wide as that is; into a file or a pipe, the 100 columns that the tables are made for
     print_report(report, Console(width=None if sys.stdout.isatty() else 100), args.parameters)

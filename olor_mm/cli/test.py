@@ -8,6 +8,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.hooks import Hook
 
 from ..durable.loading import CheckpointError
+from ..engine import PretrainedStatisticsHook
 from ..layers import unwrapped
 from .launch import base_parser, build_runner, existing, guarded, load_config
 
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='save images with predictions drawn here (under the work directory)')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between two windows')
+    how = 'test the old task: with the statistics of norm layers that the pre-trained model had'
+    parser.add_argument('--pretrained-statistics', action='store_true', help=how)
     args = parser.parse_args()
     if args.out is not None and (args.out.suffix not in ('.pkl', '.pickle') or not args.out.parent.is_dir()):
         parser.error(f'--out {str(args.out)!r}: give a .pkl file in a directory that is there')
@@ -63,6 +66,8 @@ def main() -> None:
     with guarded(args):
         runner = build_runner(cfg)
         runner.register_hook(RequireWeights())
+        if args.pretrained_statistics:
+            runner.register_hook(PretrainedStatisticsHook())
         if args.out is not None:
             runner.test_evaluator.metrics.append(DumpResults(out_file_path=str(args.out)))
         runner.test()

@@ -71,6 +71,9 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=None, mmap=No
 def load_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict]:
     """The weights in a checkpoint, bare or under ``state_dict``, and its whole content.
 
+    Args:
+        path (str or PathLike): The checkpoint; its tensors are loaded to the CPU.
+
     Raises:
         CheckpointError: If there is no such file, if :func:`load` refuses it, or if it has no weights.
     """
@@ -85,7 +88,12 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
 
 
 def save_weights(content: dict, path: str | os.PathLike, *sources: str | os.PathLike) -> None:
-    """``torch.save`` for what a tool makes from these source files; missing folders are created.
+    """``torch.save`` for what a tool makes from source files; missing folders are created.
+
+    Args:
+        content (dict): What to save.
+        path (str or PathLike): Where to.
+        *sources (str or PathLike): Files that it was made from, which stay.
 
     Raises:
         CheckpointError: If the file cannot be written, or is one of the sources.

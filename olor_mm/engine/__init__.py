@@ -9,6 +9,7 @@ from .hooks import (
     DriftHook,
     FreezeBackboneHook,
     PretrainedEvalHook,
+    PretrainedStatisticsHook,
     ResumableRandomnessHook,
 )
 from .optimizers import OLOR
@@ -24,6 +25,7 @@ __all__ = [
     'FreezeBackboneHook',
     'OLOROptimWrapperConstructor',
     'PretrainedEvalHook',
+    'PretrainedStatisticsHook',
     'ResumableRandomnessHook',
     'ZeroRedundancyOptimizerOLOR',
 ]

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank
+from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, print_log
-from mmengine.optim import OptimWrapper, ZeroRedundancyOptimizer
+from mmengine.optim import OptimWrapper, OptimWrapperDict, ZeroRedundancyOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -139,10 +140,26 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 class EndOfTraining(OptimWrapper):
-    """Mixin over the class of an optim wrapper: after the last step, says how much of their budgets layers used."""
+    """Mixin over the class of an optim wrapper: after the last step, says how much of their budgets layers used.
+
+    It does not see an end that comes early, as by EarlyStoppingHook; :class:`TellBudgetUse` does.
+    """
 
     budgets: BudgetUse
 
     def step(self, **kwargs) -> None:
         super().step(**kwargs)
         self.budgets.after_step(self)
+
+
+class TellBudgetUse(Hook):
+    """Has the line said however training ends without an error.
+
+    ``python -m olor_mm train`` registers it. Elsewhere :class:`~olor_mm.engine.DriftHook`, which is one, does the same.
+    """
+
+    def after_train(self, runner) -> None:
+        wrapper = runner.optim_wrapper
+        for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+            if isinstance(one, EndOfTraining):
+                one.budgets.tell()

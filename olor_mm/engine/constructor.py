@@ -115,7 +115,7 @@ class OLOROptimWrapperConstructor(DefaultOptimWrapperConstructor):
             repeat_loading(model, record)
         places = {key: self.optimizer_cfg[key] for key in OF_PLACE if self.optimizer_cfg.get(key)}
         for key, value in places.items() if not candidates else ():
-            _log_warning(f'optimizer.{key}={value!r} is not used: no parameter has a level above 0')
+            _log_warning(f'optimizer.{key}={value!r} is not used: no parameter has a {self.settings.kind} above 0')
         kept = ''.join(f'{OF_PLACE[key]}{value}' for key, value in places.items())
         selection = PretrainedSelection(model, record, self.settings, candidates, kept)
         for group in optimizer.param_groups:

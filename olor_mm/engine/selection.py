@@ -29,7 +29,7 @@ SHARE_OF_ADDED = 0.1
 class PretrainedSelection:
     """Decides, when anchors are captured, which parameters were pre-trained, and logs it.
 
-    Candidates are the parameters that are trained and have a level above 0; ``kept`` says where anchors are kept.
+    Candidates are the parameters that are trained and have a level or budget above 0; ``kept`` says where anchors are.
     Warnings are logged, and kept in ``told``; that nothing is rolled back for now is in ``idle`` too.
     """
 
@@ -70,28 +70,26 @@ class PretrainedSelection:
             self.as_built = {p: fingerprints(p) for p in claimed}
 
     def require_some(self) -> None:
-        """Refuse a run in which nothing would be rolled back though a level is set."""
-        params = self.candidates
+        """Refuse a run in which nothing would be rolled back though a level or a budget is set."""
+        params, kind, without = self.candidates, self.settings.kind, self.settings.how_to_turn_off
         if not params and self.is_on:
             raise ValueError(
-                f'{self.settings.given}, but no parameter that is trained has a level above 0: '
-                'the backbone is frozen, or custom_keys set rollback=0. Train some of it, raise min_level, or set '
-                'max_level=0 for a run without rollback'
+                f'{self.settings.given}, but no parameter that is trained has a {kind} above 0: the backbone is '
+                f'frozen, or custom_keys set rollback=0. Train some of it, give layers a {kind} above 0, or {without}'
             )
         if self.pretrained == 'auto':
             self._require_loaded(params)
         if params and not self.claimed.intersection(params):
             raise ValueError(
-                f'{WHERE}.pretrained={self.pretrained!r}: every parameter under it has level 0 or is frozen. Set '
-                "min_level above 0 for neck and heads, or name the backbone, e.g. ['backbone']"
+                f'{WHERE}.pretrained={self.pretrained!r}: every parameter under it has {kind} 0 or is frozen. Give '
+                f"neck and heads a {kind} above 0, or name the backbone, e.g. ['backbone']"
             )
         if params and not any(self.among([p]) for p in params if p.requires_grad):
             frozen = self.among([p for p in params if not p.requires_grad])
             if frozen:
                 raise ValueError(
-                    f'{self.settings.given}, but all {len(frozen)} pre-trained parameters with '
-                    'a level above 0 are frozen, by the model in train() (frozen_stages) or by a hook. Train some of '
-                    'them, or set max_level=0 for a run without rollback'
+                    f'{self.settings.given}, but all {len(frozen)} pre-trained parameters with a {kind} above 0 are '
+                    f'frozen, by the model in train() (frozen_stages) or by a hook. Train some of them, or {without}'
                 )
             raise ValueError(f'{WHERE}.pretrained={self.pretrained!r}: {self._why_none(params)}')
 
@@ -102,7 +100,7 @@ class PretrainedSelection:
         if unseen:
             places = sorted({self.filled[p] for p in unseen})
             raise ValueError(
-                f"{WHERE}.pretrained='auto': {len(unseen)} parameters with a level above 0, e.g. "
+                f"{WHERE}.pretrained='auto': {len(unseen)} parameters with a {self.settings.kind} above 0, e.g. "
                 f'{self.names[unseen[0]]}, are in a module that loads weights in its constructor (TIMM, HuggingFace), '
                 f'where this cannot be seen. Name what is pre-trained: pretrained={"all" if "" in places else places!r}'
             )
@@ -110,23 +108,24 @@ class PretrainedSelection:
     def _why_none(self, params: list[nn.Parameter]) -> str:
         """Why none of these parameters counts as pre-trained, and what to do."""
         custom = {key: strength for key, strength in self.settings.custom_strengths.items() if any(strength.values())}
-        which = f'with a level above 0{f" (custom_keys: {custom})" if custom else ""}'
-        without = 'or set max_level=0 for a run without rollback'
+        kind, without = self.settings.kind, self.settings.how_to_turn_off
+        which = f'with a {kind} above 0{f" (custom_keys: {custom})" if custom else ""}'
         if loaded := self.record.loaded(params):
             return (
                 f'all {len(loaded)} parameters that a checkpoint was loaded into were initialised again since. Load it '
-                f'by load_from, which comes last, {without}'
+                f'by load_from, which comes last, or {without}'
             )
         if self._added().intersection(params):
+            free_heads = ' with min_level=0' * (self.settings.max_drift is None)
             return (
                 f'what is trained of the {len(params)} parameters {which} is new by its size, less than a tenth of the '
-                'module it is in, as LoRA parts, adapters and prompts are. There is nothing to roll it back to: set '
-                "max_level=0. If it came out of a checkpoint all the same, set pretrained='all' with min_level=0"
+                'module it is in, as LoRA parts, adapters and prompts are. There is nothing to roll it back to: '
+                f"{without}. If it came out of a checkpoint all the same, set pretrained='all'{free_heads}"
             )
         if len(self.record):
             return (
                 f'no checkpoint was loaded into any parameter {which}, and what was loaded, {len(self.record)} '
-                f'parameters, is frozen or has level 0. Train some of that with a level, {without}'
+                f'parameters, is frozen or has {kind} 0. Train some of that with a {kind} above 0, or {without}'
             )
         if self.record.unfit:
             return f'no checkpoint was loaded into any parameter {which}: {self.record.unfit}'
@@ -139,7 +138,7 @@ class PretrainedSelection:
         return (
             f"no checkpoint was loaded into any parameter {which}. Set load_from, or init_cfg=dict(type='Pretrained', "
             "checkpoint=...) of the backbone; for weights that a constructor loads, pretrained=['backbone'], "
-            f'{without}'
+            f'or {without}'
         )
 
     def _added(self) -> set[nn.Parameter]:
@@ -253,7 +252,7 @@ class PretrainedSelection:
         total, some = self._parts(self.candidates), self._parts(selected)
         shares = ', '.join(f'{part} {some[part]} of {total[part]}' for part in total)
         what = 'rolled back' if RULES[self.settings.rule].is_review else f'held by rule={self.settings.rule!r}'
-        groups = self.start.optimizer.param_groups
+        groups, kind = self.start.optimizer.param_groups, self.settings.kind
         rates = {p: group.get('initial_lr', group['lr']) for group in groups for p in group['params']}
         moving = {p for p in self.names if p.requires_grad and rates.get(p, 1)}
         still = selected - moving
@@ -265,11 +264,11 @@ class PretrainedSelection:
         size = sum(p.numel() * p.element_size() for p in selected if p.requires_grad) / 2**20
         unseen = 0 if self.was_initialised else len(selected) - len(self.record.loaded(selected))
         print_log(
-            f'OLOR: {len(selected)} of {len(self.candidates)} parameter tensors with a level above 0 are '
+            f'OLOR: {len(selected)} of {len(self.candidates)} parameter tensors with a {kind} above 0 are '
             f'pre-trained and {what} ({shares})'
             + (f', {unseen} of them by pretrained={self.pretrained!r} alone: no load was seen' if unseen else '')
             + (f', {len(still)} of them once they are trained: they are frozen now' if still else '')
-            + (f'; {free.total()} more are pre-trained and have level 0 ({free_parts})' if free else '')
+            + (f'; {free.total()} more are pre-trained and have {kind} 0 ({free_parts})' if free else '')
             + f'; that is {size:.1f} MiB of weights to return to{self.kept}. Pre-trained norm layers: '
             + summary(self.model, self.norm_layers),
             logger='current',

@@ -115,6 +115,19 @@ class RollbackSettings:
         key = 'max_level' if self.max_drift is None else 'max_drift'
         return f'{WHERE}.{key}={getattr(self, key)!r}'
 
+    @property
+    def kind(self) -> str:
+        """What parameters have: 'level', 'budget' or 'level or budget', for messages."""
+        own = {key for strength in self.custom_strengths.values() for key, value in strength.items() if value}
+        has_level, has_budget = 'rollback' in own, 'max_drift' in own
+        kinds = dict(level=has_level or self.max_drift is None, budget=has_budget or self.max_drift is not None)
+        return ' or '.join(kind for kind, is_given in kinds.items() if is_given)
+
+    @property
+    def how_to_turn_off(self) -> str:
+        """A remedy, for messages."""
+        return f'give max_level=0{" instead of max_drift" * (self.max_drift is not None)} for a run without rollback'
+
     def strength(self, layer: int, num_layers: int, heads_are_pretrained: bool = False) -> dict[str, float]:
         """Options of a parameter group in layer i of n: its ``rollback``, or its ``rollback_drift``."""
         if self.max_drift is None:

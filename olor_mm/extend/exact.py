@@ -21,6 +21,7 @@ from ..classes.names import joined_classes
 
 TYPE = 'ExactModel'
 COUNTS = ('num_classes', 'num_things_classes')
+NO_CLASSES = ('rpn_head', 'train_cfg', 'test_cfg')  # parts of a model whose num_classes is not that of the data
 # parts of a config that a branch does without: it reads features, and an auxiliary head would train what is frozen
 NOT_OF_A_BRANCH = ('auxiliary_head', 'data_preprocessor', 'init_cfg', 'pretrained')
 
@@ -244,15 +245,20 @@ def _branch(model: Mapping[str, Any], old: int, new: int, features: nn.Module) -
     """
     none = {key: None for key in ('backbone', 'neck') if key in model}
     kept = {key: value for key, value in model.items() if key not in NOT_OF_A_BRANCH} | none
-    if old not in _counts(kept):
+    if old not in class_counts(kept):
         raise ValueError(f'model.branches begins with {old}, and no head has num_classes={old}; correct it')
     return {**copy.deepcopy(_with_classes(kept, old, new)), 'backbone': dict(type=lambda: features)}
 
 
-def _counts(node: Any) -> set[int]:
-    parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    own = {node[key] for key in COUNTS if isinstance(node, dict) and key in node}
-    return own.union(*map(_counts, parts))
+def class_counts(node: Any) -> set[int]:
+    """Numbers of classes in a model's config."""
+    if isinstance(node, (list, tuple)):
+        return set().union(*map(class_counts, node))
+    if not isinstance(node, dict):
+        return set()
+    found = {value for key, value in node.items() if key in COUNTS and isinstance(value, int)}
+    found |= {sum(node['branches'])} if 'old_type' in node else set()
+    return found.union(*(class_counts(value) for key, value in node.items() if key not in NO_CLASSES))
 
 
 def _with_classes(node: Any, old: int, new: int) -> Any:

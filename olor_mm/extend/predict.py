@@ -86,7 +86,9 @@ class OldModel:
             self.task = next((TASKS[library] for library in libraries if library in TASKS), 'detection')
             content = _filled(self.model, checkpoint)
             self.reduce_zero_label = _reduces(dataset)
-            self.classes = _classes(self.model, classes, content, checkpoint)
+            modules = [module for name, module in self.model.named_modules() if 'rpn' not in name]  # knows one class
+            counts = {n for n in (getattr(module, 'num_classes', None) for module in modules) if type(n) is int}
+            self.classes = old_names(counts, classes, content, checkpoint)
         info: dict[str, Any] = dict(seg_fields=[], reduce_zero_label=False)
         if dataset.get('return_classes'):  # detectors of objects that a text names
             info |= dict(text=tuple(self.classes), caption_prompt=None, custom_entities=True)
@@ -207,10 +209,18 @@ def _filled(model: torch.nn.Module, checkpoint: str) -> dict:
     return content
 
 
-def _classes(model: torch.nn.Module, names: Sequence[str] | None, content: dict, checkpoint: str) -> list[str]:
-    """Names of the model's classes; one name alone may be that of a stock data set."""
-    modules = [module for name, module in model.named_modules() if 'rpn' not in name]  # which knows one class
-    counts = {n for n in (getattr(module, 'num_classes', None) for module in modules) if type(n) is int}
+def old_names(counts: set[int], names: Sequence[str] | None, content: dict, checkpoint: str) -> list[str]:
+    """Names of the classes of a trained model.
+
+    Args:
+        counts (set[int]): Numbers of classes that parts of the model have.
+        names (Sequence[str], optional): As the user gives them; one alone may be that of a stock data set.
+        content (dict): What is in the checkpoint.
+        checkpoint (str): Its file.
+
+    Raises:
+        ValueError: If there are no names, or too many or too few.
+    """
     if names and len(names) == 1 and counts - {1}:
         names = stock_classes(names[0])
     found = list(names or checkpoint_classes(content) or ())

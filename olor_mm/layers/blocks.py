@@ -16,7 +16,15 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def main_stages(module: nn.Module) -> list[nn.Module]:
-    """The last block of every series of blocks; of four parts of it if there is one; the module if it has no blocks."""
+    """The modules after which features of a backbone are compared.
+
+    Args:
+        module (nn.Module): A backbone.
+
+    Returns:
+        list[nn.Module]: The last block of every series of blocks, in order. Where there is one series, the last block
+        of each quarter of it; where there are no blocks, the module.
+    """
     names = {child: name for name, child in module.named_modules()}
     series: dict[str, list[nn.Module]] = {}
     for block in find_blocks(module):

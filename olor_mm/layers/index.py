@@ -12,6 +12,7 @@ from .order import names_in_order
 from .wrappers import clean_name
 
 Layers = dict[str, tuple[int, int]]  # name of a parameter to its (i, n)
+#: Ways to number the layers of a model, see :func:`layer_index`.
 METHODS = ('block', 'tensor')
 
 
@@ -136,6 +137,11 @@ def _block_depths(backbone: nn.Module, block_of: dict[str, str | None], trailing
 
 def names_under(prefix: str, names: Iterable[str], where: str) -> list[str]:
     """The names of a module's parameters: ``backbone.layer1`` has ``backbone.layer1.0.bn.bias`` and no ``layer10``.
+
+    Args:
+        prefix (str): Name of a module or parameter, with or without a dot at its end.
+        names (Iterable[str]): All names of the model's parameters.
+        where (str): The option that has the prefix, for the message.
 
     Raises:
         ValueError: If there is none; the message says ``where`` the prefix was given and what exists.

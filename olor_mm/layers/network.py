@@ -41,7 +41,14 @@ def networks(model: nn.Module) -> list[Network]:
 
 
 def backbones(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Prefix (``'backbone.'``) and module of every network that is declared; ``''`` and the module if none is."""
+    """The networks of a model that have the name or class of a backbone.
+
+    Args:
+        module (nn.Module): A model, or a part of one.
+
+    Yields:
+        tuple[str, nn.Module]: Prefix, e.g. ``'backbone.'``, and module; ``''`` and the given module if there is none.
+    """
     found = [(network.prefix, network.module) for network in networks(module) if network.is_declared]
     yield from found or [('', module)]
 

@@ -8,7 +8,11 @@ WRAPPERS = re.compile(r'(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_m
 
 
 def clean_name(name: str) -> str:
-    """The name of a parameter without what FSDP, activation checkpointing and torch.compile put into it."""
+    """The name of a parameter without what FSDP, activation checkpointing and torch.compile put into it.
+
+    >>> clean_name('_orig_mod.backbone._fsdp_wrapped_module.conv1.weight')
+    'backbone.conv1.weight'
+    """
     return WRAPPERS.sub('', name)
 
 

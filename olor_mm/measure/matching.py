@@ -45,7 +45,15 @@ def match_by_value(
 def match_and_ties(
     pretrained: nn.Module, model: nn.Module, prefix: str, keep: Iterable[str], trained: Collection[nn.Parameter]
 ) -> Match:
-    """As :func:`match_by_value`, where ``trained`` says what is trained; and which parts of the model match as well."""
+    """As :func:`match_by_value`, and which parts of the model match as well.
+
+    Args:
+        pretrained, model, prefix, keep: As there.
+        trained (Collection[nn.Parameter]): What is trained; a network of these goes before one of others.
+
+    Returns:
+        Match: ``names``, and ``ties``: part of the model to the other parts that match as well.
+    """
     kept = tuple(f'{part}.' for part in keep)
     groups: dict[tuple, tuple[list[str], list[str]]] = {}
     is_constant: dict[str, bool] = {}

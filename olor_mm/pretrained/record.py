@@ -137,7 +137,16 @@ class LoadRecord:
         }
 
     def adopt(self, other: 'LoadRecord', copied: nn.Module, model: nn.Module) -> None:
-        """Take over what another record saw of a copy of the model that this record watches."""
+        """Take over what another record saw of a copy of the model that this record watches.
+
+        Args:
+            other (LoadRecord): The record of the copy.
+            copied (nn.Module): The copy.
+            model (nn.Module): The model that this record watches.
+
+        Raises:
+            ValueError: If the two have other numbers of parameters or modules.
+        """
         twins: dict[Hashable, Hashable] = {
             **dict(zip(copied.parameters(), model.parameters(), strict=True)),
             **dict(zip(copied.modules(), model.modules(), strict=True)),

@@ -27,7 +27,12 @@ def statistics_states(model: nn.Module) -> dict[str, str]:
 
 
 def summary(model: nn.Module, layers: Collection[str]) -> str:
-    """One line that says in which of the states these norm layers are."""
+    """One line that says in which of the states these norm layers are.
+
+    Args:
+        model (nn.Module): A model in training mode.
+        layers (Collection[str]): Names of norm layers; others do not count.
+    """
     counts = Counter(state for name, state in statistics_states(model).items() if name in layers)
     meaning = dict(
         updated='updated in training, the pre-trained ones are kept beside the anchors',
@@ -38,6 +43,14 @@ def summary(model: nn.Module, layers: Collection[str]) -> str:
 
 
 def running_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The running statistics of a norm layer, by the name of the buffer."""
+    """The running statistics of a norm layer.
+
+    Args:
+        module (nn.Module): A norm layer; another module has none.
+
+    Returns:
+        dict[str, Tensor]: 'running_mean' and 'running_var', both of shape (channels,), and 'num_batches_tracked', a
+        number; only those that are there.
+    """
     found = {kind: getattr(module, kind, None) for kind in ('running_mean', 'running_var', 'num_batches_tracked')}
     return {kind: value for kind, value in found.items() if value is not None}

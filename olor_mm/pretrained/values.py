@@ -14,6 +14,9 @@ def fingerprint(value: Tensor) -> bytes:
 
     Args:
         value (torch.Tensor): Of any shape and dtype; one that ``fully_shard`` has sharded is gathered first.
+
+    Returns:
+        bytes: SHA-1 of the elements' bytes; shape and dtype are not in it.
     """
     data = _whole(value).flatten().view(torch.uint8)
     # of the hashes in Python the fastest on most processors, which have instructions for it; nobody forges weights here
@@ -21,7 +24,14 @@ def fingerprint(value: Tensor) -> bytes:
 
 
 def fingerprints(value: Tensor) -> dict[torch.dtype, bytes]:
-    """Fingerprints of a value in its dtype and, of a floating one, in those it may be cast to later."""
+    """Fingerprints of a value in its dtype and, of a floating one, in those it may be cast to later.
+
+    Args:
+        value (torch.Tensor): Of any shape and dtype.
+
+    Returns:
+        dict[torch.dtype, bytes]: A fingerprint for each dtype.
+    """
     value = _whole(value)
     casts = CASTS if value.is_floating_point() else ()
     smaller = [dtype for dtype in casts if dtype.itemsize <= value.dtype.itemsize]
@@ -29,7 +39,12 @@ def fingerprints(value: Tensor) -> dict[torch.dtype, bytes]:
 
 
 def is_same(value: Tensor, prints: dict[torch.dtype, bytes]) -> bool:
-    """Whether a tensor holds the value that these are the fingerprints of: as it was, or cast, there and back too."""
+    """Whether a tensor holds the value that these are the fingerprints of: as it was, or cast, there and back too.
+
+    Args:
+        value (torch.Tensor): Of any shape and dtype.
+        prints (dict[torch.dtype, bytes]): From :func:`fingerprints`.
+    """
     value = _whole(value)
     for dtype in sorted(prints, key=lambda dtype: dtype != value.dtype):
         cast = value.to(dtype)

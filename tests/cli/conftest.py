@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelling import OLD, RETINANET
+from old_models import old_model
 from PIL import Image
 
 
@@ -81,3 +83,16 @@ def old(new, tmp_path) -> dict[str, Path]:
     shutil.copytree(new['classification'], found['classification'])
     (found['classification'] / 'v').rename(found['classification'] / 'Old_Y')
     return found
+
+
+@pytest.fixture(autouse=True)
+def no_weights_are_left(tmp_path):
+    """Those of all tests together would be gigabytes."""
+    yield
+    for file in tmp_path.rglob('*.pth'):
+        file.unlink()
+
+
+@pytest.fixture
+def retinanet(tmp_path):
+    return old_model(tmp_path / 'old', RETINANET, OLD)

@@ -14,10 +14,6 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 
-from olor_mm.__main__ import main
-from olor_mm.optim.rules import RULES
-from olor_mm.registry import RENAMED
-
 OWN = dict(
     classification=CLASSIFICATION,
     detection='configs/detection/olor/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py',
@@ -326,37 +322,3 @@ def test_it_asks_on_a_terminal(coco, tmp_path, monkeypatch, capsys):
         init()
     assert 'Config to start from [mmdet::faster_rcnn' in capsys.readouterr().out
     assert (tmp_path / 'boxes_detection.py').is_file()
-
-
-def test_the_command_line_names_what_it_has(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['olor_mm', 'list', '--json'])
-    main()
-    found = json.loads(capsys.readouterr().out)
-    assert found['optimizers'].keys() >= {'AdamWOLOR', 'SGDOLOR', 'OLOR', 'ZeroRedundancyOptimizerOLOR'}
-    assert list(found['constructors']) == ['OLOROptimWrapperConstructor']
-    assert found['rules'].keys() == set(RULES) >= {'olor', 'l2sp', 'l2sp_decoupled', 'spd'}
-    assert not found['hooks'].keys() & set(RENAMED)
-    assert found['hooks'].keys() >= {'PretrainedEvalHook', 'SafeCheckpointHook'}
-    assert 'olor_mm::_base_/rollback.py' in found['fragments']
-    files = {file.relative_to(ROOT / 'configs').as_posix() for file in (ROOT / 'configs').rglob('*.py')}
-    assert {name.removeprefix('olor_mm::') for name in [*found['fragments'], *found['configs']]} == files
-    assert all(what for entries in found.values() for what in entries.values())
-
-
-def test_it_lists_what_is_asked_for(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['olor_mm', 'list', 'hooks'])
-    main()
-    table = capsys.readouterr().out
-    assert 'SafeCheckpointHook' in table and 'AdamWOLOR' not in table
-    monkeypatch.setattr(sys, 'argv', ['olor_mm', 'list', 'hook'])
-    with pytest.raises(SystemExit):
-        main()
-    assert "'hook' is none of optimizers" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('command', ['train', 'test', 'print_rollback', 'compare'])
-def test_every_command_reads_its_own_options(command, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['olor_mm', command, '--trust-checkpoint', '--no-such-option'])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2 and f'usage: python -m olor_mm {command} ' in capsys.readouterr().err

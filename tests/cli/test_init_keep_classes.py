@@ -161,10 +161,13 @@ def test_images_of_a_class_are_shown_more_often_for_a_larger_share(new, old, dat
 
 BAD = [
     (dict(), ['--checkpoint', 'none.pth'], 'none.pth'),
-    (dict(classes=[]), [], 'names of its classes.*--old-classes'),
-    (dict(classes=['B', 'dog', 'cat']), [], r"\[2\] classes, and the checkpoint 3, \['B', 'dog', 'cat'\]"),
+    (dict(classes=[]), [], 'no names of classes.*--old-classes'),
+    (dict(classes=['B', 'dog', 'cat']), [], r"\[2\] classes and .* 3 names, \['B', 'dog', 'cat'\]"),
     (dict(classes=['b', 'a']), [], r"\['a', 'b'\] is new"),
     (dict(), ['--replay-images', '0', '--old-classes', 'A', 'a'], "'A', 'a'.* collide|collide"),
+    (dict(), ['--aliases', 'z=dog'], "'z'.* is no new class.*'a', 'b'"),
+    (dict(), ['--aliases', 'a=cow'], "'cow' is no old class.*'B', 'dog'"),
+    (dict(), ['--aliases', 'a=B'], 'collide'),
     (dict(), ['--replay', 'none'], 'none.*is not a folder'),
     (dict(), ['--replay', '{old}', '--replay-images', '1'], '--replay-images 1: .*--replay-images 2'),
     (dict(), ['--replay', '{old}', '--replay-share', '1.5'], '--replay-share 1.5'),
@@ -184,8 +187,8 @@ def test_what_cannot_be_kept_is_refused_with_its_reason(model, options, message,
 
 def test_options_of_keep_classes_need_it(new, data, tmp_path):
     config, checkpoint = trained('detection', tmp_path, data)
-    for option in (['--replay', new['detection']], ['--old-classes', 'a', 'b']):
-        with pytest.raises(SystemExit, match=f'{option[0]} is of --keep-classes'):
+    for option in (['--replay', new['detection']], ['--old-classes', 'a', 'b'], ['--aliases', 'a=b']):
+        with pytest.raises(SystemExit, match=f'{option[0]} needs --keep-classes'):
             init(new['detection'], '--task', 'detection', '--config', config, '--checkpoint', checkpoint, *option)
 
 

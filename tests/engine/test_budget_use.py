@@ -11,7 +11,7 @@ from test_levels_of_heads import Detector, trained
 from torch import nn
 
 from olor_mm.engine import DriftHook
-from olor_mm.engine.budgets import use
+from olor_mm.engine.budgets import TellBudgetUse, use
 
 BUDGET = 0.05
 
@@ -122,14 +122,31 @@ def test_a_resumed_run_says_it_at_its_end_and_a_finished_one_says_nothing(tmp_pa
     assert not lines(log)
 
 
-@pytest.mark.parametrize('hooks, times', [([], 0), ([DriftHook], 1)], ids=['alone', 'with DriftHook'])
-def test_an_end_that_comes_early_is_seen_by_the_drift_hook(tmp_path, weights, log, hooks, times):
-    class Stop(Hook):
-        def after_train_epoch(self, runner):
-            runner.train_loop.stop_training = True
+class Stop(Hook):
+    """Ends training after the first epoch, as EarlyStoppingHook does."""
 
+    def after_train_epoch(self, runner):
+        runner.train_loop.stop_training = True
+
+
+@pytest.mark.parametrize(
+    'hooks, times',
+    [([], 0), ([DriftHook], 1), ([TellBudgetUse], 1), ([TellBudgetUse, DriftHook], 1)],
+    ids=['alone', 'with DriftHook', 'as train does', 'as train does with DriftHook'],
+)
+def test_an_end_that_comes_early_is_seen_by_a_hook(tmp_path, weights, log, hooks, times):
     run = trained(tmp_path / 'run', weights, epochs=5, hooks=[Stop(), *(hook() for hook in hooks)], max_drift=BUDGET)
     assert run.epoch == 1 and len(lines(log)) == times
+
+
+def test_an_error_in_training_is_no_end(tmp_path, weights, log):
+    class Broken(Hook):
+        def after_train_epoch(self, runner):
+            raise RuntimeError('mine')
+
+    with pytest.raises(RuntimeError, match='mine'):
+        trained(tmp_path / 'run', weights, epochs=5, hooks=[Broken(), TellBudgetUse()], max_drift=BUDGET)
+    assert not lines(log)
 
 
 def test_with_the_drift_hook_it_is_said_once_all_the_same(tmp_path, weights, log):

@@ -35,7 +35,8 @@ class Net(BaseModel):
 
 
 def wrapper_of(model, custom_keys=None, **rollback):
-    paramwise = dict(rollback=dict(max_level=0.1, **rollback), custom_keys=custom_keys or {})
+    strength = {} if 'max_drift' in rollback else dict(max_level=0.1)
+    paramwise = dict(rollback=strength | rollback, custom_keys=custom_keys or {})
     cfg = dict(constructor='OLOROptimWrapperConstructor', optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=paramwise)
     return build_optim_wrapper(model, cfg)
 
@@ -265,3 +266,38 @@ def test_what_was_loaded_and_has_level_0_is_counted_where_it_is(log, loaded, opt
     step(model, wrapper)
     [line] = [line for line in log if 'pre-trained and rolled back' in line]
     assert expected in line if expected else 'have level 0' not in line
+
+
+LEVEL, BUDGET = dict(min_level=0.01), dict(max_drift=0.1)
+
+
+@pytest.mark.parametrize(
+    'options, kind',
+    [
+        (LEVEL, 'level'),
+        (BUDGET, 'budget'),
+        (dict(LEVEL, custom_keys={'backbone.1': dict(max_drift=0.1)}), 'level or budget'),
+        (dict(BUDGET, custom_keys={'backbone.1': dict(rollback=0.1)}), 'level or budget'),
+        (dict(BUDGET, custom_keys={'backbone.1': dict(rollback=0.0)}), 'budget'),
+        (dict(LEVEL, custom_keys={'backbone.1': dict(max_drift=0.0)}), 'level'),
+    ],
+    ids=str,
+)
+def test_the_line_names_what_is_set_a_level_or_a_budget(log, options, kind):
+    model = Net()
+    wrapper = wrapper_of(model, **options)
+    load(model, '')
+    step(model, wrapper)
+    [line] = [line for line in log if 'pre-trained and rolled back' in line]
+    assert f'parameter tensors with a {kind} above 0 are' in line
+    assert (f'4 more are pre-trained and have {kind} 0' in line) == (
+        0.0 in options.get('custom_keys', {}).get('backbone.1', {}).values()
+    )
+
+
+@pytest.mark.parametrize('strength', [dict(max_drift=0.1), dict(max_drift=(0.02, 0.1))], ids=str)
+def test_refusals_under_a_budget_have_remedies_of_a_budget(strength):
+    model = Net()
+    wrapper = wrapper_of(model, **strength)
+    with pytest.raises(ValueError, match='with a budget above 0.* max_level=0 instead of max_drift'):
+        step(model, wrapper)

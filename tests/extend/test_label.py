@@ -12,15 +12,12 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, TASK_UTILS, DefaultScope
 from mmengine.structures import InstanceData
 from old_models import old_model
-from PIL import Image
 from pycocotools.coco import COCO
 from torch import tensor
 
-from olor_mm.extend.label import FAULT, Choice, Progressed, Source, joined_indices
+from olor_mm.extend.label import FAULT, Choice, Progressed, joined_indices
 from olor_mm.extend.label_boxes import SOURCE, ignoring, labelled, overlaps
-from olor_mm.extend.label_maps import Maps, read_mask
 from olor_mm.extend.label_thresholds import best_threshold, histograms, of_boxes, of_pixels
-from olor_mm.extend.predict import Unusable
 
 OLD = ['cat', 'dog', 'person']
 RLE = dict(size=[100, 100], counts='0b3')
@@ -267,55 +264,6 @@ def test_thresholds_of_pixels_are_the_best_of_all_steps():
     f1 = [slow_f1(scores[chosen & counted], hits, (mask == 1).sum(), at / 200) for at in range(200)]
     assert slow_f1(scores[chosen & counted], hits, (mask == 1).sum(), best[1]) == pytest.approx(max(f1))
     assert best[2] is None
-
-
-# label maps
-
-
-def drawn(mask, labels, scores, classes=('background', 'bus'), old=('road', 'Sky'), **choice):
-    maps = Maps(classes, old, Choice([0.5] * len(old), **choice))
-    mask, labels = (np.asarray(a, np.uint8).reshape(1, -1) for a in (mask, labels))
-    found, *counts = maps.labelled(mask, labels, np.asarray(scores, np.float32).reshape(1, -1))
-    assert found.dtype == np.uint8
-    return found[0].tolist(), counts
-
-
-def test_a_pixel_keeps_its_class_or_takes_the_old_models():
-    # joined: road, Sky, background, bus
-    mask, labels = [1, 0, 0, 0, 255, 255, 255], [0, 0, 1, 1, 1, 1, 0]
-    scores = [0.9, 0.9, 0.4, 0.2, 0.9, 0.4, 0.1]
-    found, counts = drawn(mask, labels, scores)
-    assert found == [3, 0, 255, 2, 1, 255, 255]
-    assert counts == [{0: 1, 1: 1}, {1: 1}]
-
-
-@pytest.mark.parametrize('only_old, expected', [(False, [0, 1]), (True, [0, 3])])
-def test_pixels_of_a_class_of_the_data_are_added_or_not(only_old, expected):
-    names = dict(classes=('background', 'sky', 'bus'), old=('road', 'Sky', 'tree'), only_old=only_old)
-    assert drawn([0, 0], [0, 1], [0.9, 0.9], **names)[0] == [expected[0], expected[1]]
-
-
-def test_an_old_background_is_no_reason_to_ignore_what_the_data_calls_background():
-    names = dict(classes=('Background', 'bus'), old=('background', 'cat'))
-    assert drawn([0, 0, 0, 255, 255], [0, 0, 1, 0, 0], [0.9, 0.4, 0.9, 0.9, 0.4], **names)[0] == [0, 0, 1, 0, 255]
-
-
-def test_masks_with_other_values_than_classes_are_an_error():
-    with pytest.raises(ValueError, match=r'\[7\].*--classes'):
-        drawn([7], [0], [0.9])
-    with pytest.raises(ValueError, match='255'):
-        Maps([f'new {i}' for i in range(200)], [f'old {i}' for i in range(100)], Choice([0.5] * 100))
-
-
-@pytest.mark.parametrize('reduced, expected', [(False, [0, 1, 150, 255]), (True, [255, 0, 149, 255])])
-def test_masks_are_read_as_mmseg_reads_them(reduced, expected, tmp_path):
-    file = tmp_path / 'mask.png'
-    Image.fromarray(np.asarray([[0, 1, 150, 255]], np.uint8)).save(file)
-    assert read_mask(Source('a', file, mask=file), (1, 4), reduced)[0].tolist() == expected
-    with pytest.raises(Unusable, match='2x4.*4x1'):
-        read_mask(Source('a', file, mask=file), (4, 2))
-    with pytest.raises(Unusable, match='mask'):
-        read_mask(Source('a', file, mask=tmp_path / 'none.png'), (1, 4))
 
 
 def test_overlaps_are_those_of_coco():

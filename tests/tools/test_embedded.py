@@ -1,5 +1,6 @@
 import json
 import sys
+from itertools import combinations
 
 import cv2
 import numpy as np
@@ -30,6 +31,28 @@ def test_boxes_masks_and_semantic_maps_agree(data, name, classes, split):
             assert (semantic[mask] == annotation['category_id']).all()
             covered += mask
         assert covered.max() <= 1
+
+
+def test_old_and_new_data_of_the_demo_share_test_images_and_no_class(data):
+    """Nor do they share training images, and no digit of a test image covers another."""
+    for split, number in (('train', 500), ('test', 60)):
+        old, new = (json.loads((data / f'demo/{name}/{split}.json').read_text()) for name in ('old', 'new'))
+        assert [[c['name'] for c in content['categories']] for content in (old, new)] == [
+            ['digit 0', 'digit 2', 'digit 4'], ['digit 1', 'digit 3', 'digit 5'],
+        ]  # fmt: skip
+        files = [sorted((data / f'demo/{name}/{split}').iterdir()) for name in ('old', 'new')]
+        same = [first.read_bytes() == second.read_bytes() for first, second in zip(*files, strict=True)]
+        assert len(same) == number and (all(same) if split == 'test' else not any(same))
+        for content in (old, new):
+            assert len(content['annotations']) > number
+            for annotation in content['annotations']:
+                x, y, width, height = annotation['bbox']
+                assert 0 <= x < x + width <= 128 and 0 <= y < y + height <= 128 and min(width, height) >= 3
+    boxes = {}
+    for annotation in old['annotations'] + new['annotations']:
+        boxes.setdefault(annotation['image_id'], []).append(annotation['bbox'])
+    for (ax, ay, aw, ah), (bx, by, bw, bh) in (pair for at in boxes.values() for pair in combinations(at, 2)):
+        assert ax + aw <= bx or bx + bw <= ax or ay + ah <= by or by + bh <= ay
 
 
 def test_trees_lie_within_their_images(data):

@@ -22,7 +22,6 @@ from olor_mm.cli.packaged import config_file
 DETECTION = 'configs/detection/olor/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py'
 INSTANCES = 'configs/instance_segmentation/olor/mask-rcnn_mobilenet-v2-fpn_olor_1xb4-6e_composite-160px.py'
 SEMANTIC = 'configs/semantic_segmentation/olor/mobilenet-v2-d8_fcn_olor_1xb8-80iter_nuclei-128px.py'
-DEMO = 'configs/demo/mask-rcnn_nuclei_olor.py'
 FEW = ('train_dataloader.dataset.indices=8',)
 FEW_TESTED = ('val_dataloader.dataset.indices=8', 'test_dataloader.dataset.indices=8')
 ONE_EPOCH = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1')
@@ -182,7 +181,7 @@ def test_a_config_in_pure_python_trains(data, tmp_path):
 
 KILLED = {
     # random flips in a worker, random sampling of boxes in the model, checkpoints by epoch
-    DEMO: (
+    DETECTION: (
         (
             'train_cfg.max_epochs=4',
             'train_cfg.val_interval=10',
@@ -212,7 +211,7 @@ KILLED = {
 
 
 @pytest.mark.parametrize(
-    'config', [pytest.param(DEMO, marks=pytest.mark.slow), SEMANTIC], ids=['by epoch', 'by iteration']
+    'config', [pytest.param(DETECTION, marks=pytest.mark.slow), SEMANTIC], ids=['by epoch', 'by iteration']
 )
 def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path, config):
     if config == SEMANTIC and not hasattr(_InfiniteDataloaderIterator, 'skip_iter'):
@@ -241,13 +240,13 @@ def test_killed_run_resumed_by_the_tool_ends_bit_identical(data, tmp_path, confi
     states = straight['optimizer']['state'], resumed['optimizer']['state']
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][i][key]) for i, entry in states[0].items() for key, value in entry.items())
-    assert sum('anchor' in entry for entry in states[0].values()) == (156 if config == DEMO else 153)
+    assert sum('anchor' in entry for entry in states[0].values()) == (156 if config == DETECTION else 153)
 
 
-def test_two_processes_train_the_demo_and_end_with_identical_weights(data, tmp_path):
-    config = tmp_path / 'demo_with_hook.py'
+def test_two_processes_train_and_end_with_identical_weights(data, tmp_path):
+    config = tmp_path / 'with_hook.py'
     config.write_text(f"""
-_base_ = '{ROOT / DEMO}'
+_base_ = '{ROOT / DETECTION}'
 custom_imports = dict(imports=['olor_mm', 'weights_of_every_rank'])
 custom_hooks = [*_base_.custom_hooks, dict(type='SaveWeightsOfEveryRank')]
 """)
@@ -261,7 +260,6 @@ custom_hooks = [*_base_.custom_hooks, dict(type='SaveWeightsOfEveryRank')]
         '--cfg-options',
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=1',
-        'val_dataloader.dataset.indices=4',
         *FEW,
         PYTHONPATH=f'{ROOT / "tests/tools"}{os.pathsep}{os.environ.get("PYTHONPATH", "")}',
         PORT=str(free_port()),

@@ -236,6 +236,8 @@ def write(rows: list[dict], counts: Counter, out: Path) -> None:
     lines = [
         '# Heads with classes',
         '',
+        'Does the head of your model keep its classes when it [learns more](add_classes.md)? Search this page for it.',
+        '',
         'Written by `python tools/analysis_tools/class_heads.py`; every distinct model, but for its backbone and neck, '
         'is a row of [class_heads.csv](class_heads.csv). With '
         + ', '.join(f'{name} {importlib.import_module(name).__version__}' for name in (*stock.LIBRARIES, 'torch'))
@@ -249,8 +251,8 @@ def write(rows: list[dict], counts: Counter, out: Path) -> None:
         f'- {len(rows)} of {len(counts)} distinct models were looked at; the others are not in the table',
         f'- {total} configs with weights of classes, {len(heads)} distinct models',
         f'- **{known} configs ({100 * known / max(total, 1):.1f} %) known**: outputs of shared classes are those of '
-        f'the old model to {TOLERANCE:g}, after a transfer from {OLD} classes to {OLD + MORE} in another order, and to '
-        f'the {OLD} in another order',
+        f'the old model to {TOLERANCE:g}. {OLD} classes were transferred to {OLD + MORE} in another order, and to the '
+        f'same {OLD} in another order',
         f'- {sum(row["configs"] for row in without)} configs without weights of classes, or not built here',
         '',
     ]

@@ -26,8 +26,8 @@ SEVERAL = 15  # cases of a study; more are grouped by kind
 BEFORE_DETAIL = dict(bad_configs=':', command_lines=' ')  # in the name of a case, after its kind
 
 INTRODUCTION = (
-    'Kills, restarts and damage are tried with `tools/train.py` and `tools/dist_train.sh`, on the digits of '
-    '`make data`; the rest are the tests named under each heading. '
+    'Does a training survive what can happen to it? Runs were killed, restarted and damaged with `tools/train.py` and '
+    '`tools/dist_train.sh`, on the digits of `make data`. The rest are the tests named under each heading. '
     '[Resume and distributed training](resume_and_distributed.md) says what keeps trainings safe. *Ok* is what you '
     'would want: a run that ends as if nothing had happened, or a message that names file or setting and what to do.'
 )

@@ -356,6 +356,9 @@ def write(rows: list[dict], counts: Counter, unread: Counter, out: Path, command
     lines = [
         '# Every stock config',
         '',
+        'Does rollback work with your model? Every config of mmdet, mmseg and mmpretrain was built, and one step of it '
+        'was compared with the rule. Search this page for your model or backbone.',
+        '',
         f'Written by `{command}`; every distinct model is a row of [coverage.csv](coverage.csv). With '
         + ', '.join(f'{name} {importlib.import_module(name).__version__}' for name in (*LIBRARIES, 'torch'))
         + ', on CPU.',
@@ -371,15 +374,6 @@ def write(rows: list[dict], counts: Counter, unread: Counter, out: Path, command
     lines += table(
         '## Failures', ('library', 'config', 'result'), [(r['library'], r['config'], r['result']) for r in failed]
     )
-    lines += table('## Cannot be built here', ('configs', 'model', 'reason'), grouped(rest, counts))
-    lines += table('## Config files without a model', ('files', 'reason'), [(n, r) for r, n in unread.most_common()])
-    unordered = [row for row in ok if row not in checked]
-    lines += table(
-        '## Built and stepped, but not run forward',
-        ('models', 'backbone', 'reason'),
-        [(n, *key) for key, n in Counter((r['backbone'], r['order'].split(': ', 1)[-1]) for r in unordered).items()],
-    )
-    lines += several_networks(ok, counts)
     families: dict[tuple, list[dict]] = {}
     for row in ok:
         families.setdefault((row['library'], row['model'], row['backbone']), []).append(row)
@@ -391,6 +385,15 @@ def write(rows: list[dict], counts: Counter, unread: Counter, out: Path, command
             for key, members in families.items()
         ],
     )
+    lines += table('## Cannot be built here', ('configs', 'model', 'reason'), grouped(rest, counts))
+    lines += table('## Config files without a model', ('files', 'reason'), [(n, r) for r, n in unread.most_common()])
+    unordered = [row for row in ok if row not in checked]
+    lines += table(
+        '## Built and stepped, but not run forward',
+        ('models', 'backbone', 'reason'),
+        [(n, *key) for key, n in Counter((r['backbone'], r['order'].split(': ', 1)[-1]) for r in unordered).items()],
+    )
+    lines += several_networks(ok, counts)
     (out / 'coverage.md').write_text('\n'.join(lines))
 
 

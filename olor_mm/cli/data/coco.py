@@ -11,6 +11,7 @@ import torch
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from ...inspect.libraries import quiet
+from ...progress import waiting
 from .annotations import Content, annotated_size
 from .dataset import DECODED, SPLITS, Data, DataError, check_images, check_overlap, parted
 from .reading import Reader
@@ -20,8 +21,9 @@ def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bo
     """A data set for detection or, with masks, instance segmentation; see :func:`olor_mm.cli.data.examine`."""
     data, images, contents = Data(classes or []), {}, dict[str, Content]()
     for split, file in annotation_files(folder).items():
-        content = contents[split] = Content(file)
-        content.mend(with_masks)
+        with waiting(f'reading {file.name}'):
+            content = contents[split] = Content(file)
+            content.mend(with_masks)
         names = [category['name'] for category in content.categories]
         if split == 'train':
             # mmdet numbers classes as they come in the file, whatever the order in a config
@@ -56,7 +58,8 @@ def read_coco(folder: Path, out: Path, classes: list[str] | None, with_masks: bo
         others = [image for image in train.images if image['id'] not in seen]
         data.split_off(parted(with_objects, others), lambda some: _part(train.all, some), out, '.json', **data.train)
     if not data.problems:
-        _rehearse(data, folder, with_masks, reader)
+        with waiting('evaluating the annotations once'):
+            _rehearse(data, folder, with_masks, reader)
     return data
 
 

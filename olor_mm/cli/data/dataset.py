@@ -1,6 +1,7 @@
 """A data set as a config describes it, and the checks that all kinds of annotations share."""
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...progress import tracked
 from .reading import Reader
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # those that mmpretrain reads
@@ -69,8 +71,9 @@ class Data:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """All images in a folder and its sub-folders, sorted."""
-    return sorted(f for f in folder.rglob('*') if f.suffix.lower() in SUFFIXES and f.is_file())
+    """All images in a folder and its sub-folders, those that are links too, sorted."""
+    files = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(f for f in files if f.suffix.lower() in SUFFIXES and f.is_file())
 
 
 def parted(*groups: list) -> dict[str, list]:
@@ -94,7 +97,7 @@ def check_images(
     found: dict[str, list] = {what: [] for what in (*PROBLEMS, *NOTES)}
     shown: list[Size | None] = []
     stride = -(-len(files) // DECODED)
-    for number, (file, size) in enumerate(zip_longest(files, sizes)):
+    for number, (file, size) in enumerate(tracked(zip_longest(files, sizes), 'reading images', len(files))):
         shown.append(None)
         if not file.is_file():
             found[MISSING].append(file)
@@ -142,7 +145,7 @@ def check_overlap(data: Data, train: Iterable[Path], val: Sequence[Path]) -> Non
 
     sizes = {file.stat().st_size for file in val if file.is_file()}
     known = {digest(file) for file in train if file.is_file() and file.stat().st_size in sizes}
-    same = [file for file in val if digest(file) in known]
+    same = [file for file in tracked(val, 'comparing images of training and validation') if digest(file) in known]
     if same and len(same) == len(val):
         data.problems.append(f'all {len(val)} validation images are training images too: results would mean nothing')
     elif same:

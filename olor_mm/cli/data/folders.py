@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...progress import tracked
 from .dataset import ORIENTATION, SPLITS, Data, DataError, Size, check_images, check_overlap, images_in, parted
 from .reading import Reader
 
@@ -143,7 +144,7 @@ def _read_masks(data: Data, pairs: dict[Path, Path], values: dict[int, Path], lo
     """Read masks as training does, add their values to ``values``, and return their sizes (width, height)."""
     sizes: list[Size | None] = []
     unreadable, tagged = [], []
-    for mask in pairs.values():
+    for mask in tracked(pairs.values(), 'reading masks'):
         sizes.append(None)
         if not mask.is_file():
             continue

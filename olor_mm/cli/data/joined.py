@@ -2,16 +2,17 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ...classes.names import match_classes
+from ...classes.names import class_key, match_classes
 from ...extend.merged import CocoPart, merged_coco, used_categories
 from ...extend.replay import TooFewImages, sample_of_every_class
+from ...progress import tracked
 from .dataset import Data, DataError, images_in
 
 IGNORED = 255  # value in masks that mmseg leaves out of the loss
@@ -56,7 +57,8 @@ class Joiner:
         old (Source, optional): Data of the old classes, for evaluation and training.
         out (Path): The config; files are written beside it.
         number (int): Old images for training; 0 for none.
-        seed (int): Of their choice.
+        aliases (Mapping): Names of classes in the new data to theirs in ``classes``.
+        seed (int): Of the choice of old images.
     """
 
     classes: Sequence[str]
@@ -65,6 +67,7 @@ class Joiner:
     old: Source | None
     out: Path
     number: int
+    aliases: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     def join(self, task: str) -> Joined:
@@ -93,7 +96,7 @@ class Joiner:
 
     def _numbers(self, source: Source, joined: Joined, names: Sequence[str]) -> list[int | None]:
         """For each name in the data its label; None for classes that the model will not have."""
-        found = match_classes(self.classes, names)
+        found = match_classes(self.classes, [self._known_as(source, name) for name in names])
         if source is self.old and not any(label is not None and label < self.known for label in found):
             known = list(self.classes[: min(5, self.known)])
             raise DataError(f'--replay {source.root} has the classes {list(names[:5])}, the checkpoint others: {known}')
@@ -106,11 +109,18 @@ class Joiner:
             joined.notes.append(f'{source.root}: {len(strange)} classes are not used, first {strange[0]}')
         return found
 
+    def _known_as(self, source: Source, name: str) -> str:
+        """The name among ``classes`` of a class in the data."""
+        aliases = {class_key(alias): known for alias, known in self.aliases.items()} if source is self.new else {}
+        return aliases.get(class_key(name), name)
+
     def _boxes(self, joined: Joined) -> None:
         joined.train['ann_file'] = str(joined.labels)
         parts: dict[str, list[CocoPart]] = dict(train=[], val=[])
         for source in filter(None, (self.new, self.old)):
             contents = {split: json.loads(source.text(split)) for split in parts}
+            for category in (category for content in contents.values() for category in content['categories']):
+                category['name'] = self._known_as(source, category['name'])
             used = sorted(used_categories(contents.values()))  # others are named, and not annotated
             self._numbers(source, joined, used)
             for split, content in contents.items():
@@ -179,7 +189,8 @@ class Joiner:
         if self.number:
             names = _names(self.old, 'train')
             numbers = self._table(self.old, joined)
-            shown = [{*np.unique(numbers[_mask(self.old, 'train', name)]).tolist()} - {IGNORED} for name in names]
+            masks = (_mask(self.old, 'train', name) for name in tracked(names, 'reading old masks'))
+            shown = [{*np.unique(numbers[mask]).tolist()} - {IGNORED} for mask in masks]
             chosen = [names[index] for index in self._sample(shown)]
             joined.replay, joined.replayed = self._masks(joined, self.old, 'train', 'replay', chosen), len(chosen)
 
@@ -197,7 +208,7 @@ class Joiner:
         written = _names(source, split) if names is None else names
         if (table[: len(source.data.classes)] != np.arange(len(source.data.classes))).any():
             folder = self._beside(what, '')
-            for name in written:
+            for name in tracked(written, 'renumbering masks'):
                 file = io.BytesIO()
                 Image.fromarray(table[_mask(source, split, name)]).save(file, 'PNG')
                 joined.written[folder / f'{name}.png'] = file.getvalue()

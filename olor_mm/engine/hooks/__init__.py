@@ -5,6 +5,7 @@ from .consolidation import ConsolidateOptimizerHook
 from .drift import DriftHook
 from .freezing import FreezeBackboneHook
 from .pretrained_eval import PretrainedEvalHook
+from .pretrained_statistics import PretrainedStatisticsHook
 from .randomness import ResumableRandomnessHook
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     'DriftHook',
     'FreezeBackboneHook',
     'PretrainedEvalHook',
+    'PretrainedStatisticsHook',
     'ResumableRandomnessHook',
 ]

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict, ZeroRedundancyOptimizer
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ...layers import clean_name, layer_index, names_under, unwrapped
 from ...optim.anchors import fetched, local, make_anchor
 from ...pretrained import LoadRecord
-from ..budgets import differences, radii, sums_of_squares
+from ..budgets import TellBudgetUse, differences, radii, sums_of_squares
 from ..fsdp import whole_parameters
 from ..selection import PretrainedSelection, repeat_loading, was_initialised
 from .training import TrainedParameters
@@ -22,7 +21,7 @@ from .training import TrainedParameters
 KEY = 'olor_drift'  # in checkpoints
 
 
-class DriftHook(Hook):
+class DriftHook(TellBudgetUse):
     """Logs the relative drift ||theta - theta_0|| / ||theta_0|| of every layer, with any optimizer.
 
     It goes to the visualizer of the run (``scalars.json``, TensorBoard, W&B) as ``drift/layer_00``, ... and
@@ -197,11 +196,6 @@ class DriftHook(Hook):
         elif not count and runner.iter + 1 == runner.max_iters:
             fault = 'no step of the optimizer was seen; torch before 2.2 runs no hooks of it after torch.compile'
             print_log(f'DriftHook: {fault}', logger='current', level=logging.WARNING)
-
-    def after_train(self, runner) -> None:
-        for wrapper in self._wrappers:  # which do not see an end that comes early
-            if hasattr(wrapper, 'budgets'):
-                wrapper.budgets.tell()
 
     def _allowed(self) -> dict[nn.Parameter, float]:
         """How far each measured parameter under a drift budget may move, for the share of this process."""

@@ -20,19 +20,38 @@ from .spd import SPD
 
 __all__ = ['COUPLINGS', 'RULES', 'Rule', 'apply_budget', 'around_step', 'check_new', 'check_rollback', 'rule_named']
 
+#: Whether w follows the learning rate: values of ``rollback_coupling``.
 COUPLINGS = ('lr', 'constant')
+#: Every rule by its name; a rule of your own is one more entry.
 RULES: dict[str, Rule] = {rule.name: rule for rule in (OLOR(), L2SP(), DecoupledL2SP(), SPD(), Drift())}
 
 
 def rule_named(name, where: str) -> Rule:
-    """The rule of this name; a ValueError with ``where`` it stands if there is none."""
+    """The rule of a name.
+
+    Args:
+        name (str): A key of :data:`RULES`, e.g. 'olor'.
+        where (str): The option that has the name, for the message.
+
+    Raises:
+        ValueError: If there is no such rule.
+    """
     if not isinstance(name, str) or name not in RULES:
         raise ValueError(f'{where}={name!r} is unknown; take one of {", ".join(map(repr, RULES))}')
     return RULES[name]
 
 
 def check_new(rule: Rule, new: float, name: str) -> None:
-    """Refuse a beta that is out of range, or that the rule does not use."""
+    """Refuse a beta that is out of range, or that the rule does not use.
+
+    Args:
+        rule (Rule): The rule of the group.
+        new (float): beta, 0 or more.
+        name (str): The option that has it, for the message.
+
+    Raises:
+        ValueError: The message has the option, its value and what to do.
+    """
     check_number(name, new, 'it is beta of L2-SP, e.g. 0.01')
     if new and not rule.pulls_new:
         users = ', '.join(repr(other.name) for other in RULES.values() if other.pulls_new)
@@ -40,7 +59,15 @@ def check_new(rule: Rule, new: float, name: str) -> None:
 
 
 def apply_budget(group: dict, where: str) -> None:
-    """Where a parameter group has a drift budget, make it the strength of the rule 'drift'."""
+    """Where a parameter group has a drift budget, make it the strength of the rule 'drift'.
+
+    Args:
+        group (dict): A parameter group with ``rollback``, ``rollback_drift`` and ``rollback_rule``; changed in place.
+        where (str): The group, for the message.
+
+    Raises:
+        ValueError: If the budget is no number of at least 0, or the group has a level too.
+    """
     budget = group['rollback_drift']
     check_number(f'{where}: rollback_drift', budget, 'it is the share of its norm that a tensor may move, e.g. 0.05')
     if budget and group['rollback']:
@@ -53,7 +80,15 @@ def apply_budget(group: dict, where: str) -> None:
 
 
 def check_rollback(group: dict, where: str) -> None:
-    """Refuse the rollback options of a parameter group that are unknown or out of range."""
+    """Refuse the rollback options of a parameter group that are unknown or out of range.
+
+    Args:
+        group (dict): A parameter group with all options of :class:`olor_mm.optim.Rollback`.
+        where (str): The group, for the message.
+
+    Raises:
+        ValueError: The message has the option, its value and what to do.
+    """
     rule = rule_named(group['rollback_rule'], f'{where}: rollback_rule')
     hint = f'it is {rule.symbol} of the rule {rule.name!r}, e.g. 0.01'
     check_number(f'{where}: rollback', group['rollback'], hint, rule.highest)
@@ -67,7 +102,13 @@ def check_rollback(group: dict, where: str) -> None:
 def around_step(optimizer, groups: list[dict], closure: Callable | None) -> Iterator[Callable | None]:
     """Apply the rule of every group around a step of the base optimizer, which is made in the body.
 
-    Yields the closure for that step: rules begin when gradients are there, so after the closure.
+    Args:
+        optimizer (Rollback): It gives the anchors.
+        groups (list[dict]): The parameter groups that are stepped.
+        closure (Callable or None): That of the step.
+
+    Yields:
+        Callable or None: The closure for that step: rules begin when gradients are there, so after the closure.
     """
     # collected now: the base optimizer does not see all anchors while it steps
     active = [group for group in groups if group['rollback'] or group['rollback_new']]

@@ -40,7 +40,15 @@ class Rule:
     is_review = False
 
     def weight(self, group: dict, level: float) -> float | Tensor:
-        """w, the share of the way back that a step takes, in [0, 1]; a tensor where the learning rate is one."""
+        """w, the share of the way back that a step takes.
+
+        Args:
+            group (dict): A parameter group, with its learning rate.
+            level (float): Its level, or that of what is new.
+
+        Returns:
+            float or Tensor: In [0, 1]; a tensor of one element where the learning rate is one.
+        """
         return 0.0
 
     @contextmanager
@@ -50,7 +58,11 @@ class Rule:
         Args:
             optimizer (Rollback): Its gradients are there.
             group (dict): A parameter group.
-            batches (list[Batch]): Level, parameters that have a gradient, and what they are pulled to.
+            batches (list[Batch]): Level, parameters that have a gradient, and what they are pulled to: tensors of the
+                same shapes.
+
+        Raises:
+            NotImplementedError: If the rule does not say it.
         """
         raise NotImplementedError
         yield

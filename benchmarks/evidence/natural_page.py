@@ -1,0 +1,101 @@
+"""docs/en/evidence.md out of natural.csv and the tables of other studies, and the tables behind it."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+from natural import BUDGET, LENGTHS, LONG_RATES, PLAIN, ROWS, SHIFT, plan
+from natural_questions import DOCS, MILD, NONE, chain, listed, long, near, shift, title_of
+from natural_tables import HELD_OUT, NEW, OLD, against, averaged, better_in_both, chosen, details, frame_of, interval
+from rows import read
+from tables import markdown
+
+HEAD = """# Does it help?
+
+Printed by `make evidence`. {done} of {planned} planned runs of the [new study](../../benchmarks/evidence/natural.csv)
+are included{machines}; a question uses what is complete. [All settings, and 842 runs on 12 small
+tasks](evidence_tables.md), [drift budgets over learning rates](evidence_budget.md).
+
+- **Networks**: ImageNet's MobileNetV2 and EfficientNet-Lite0. **New tasks**: PACS, Caltech-101, Fashion-MNIST.
+- **Old task**: 1,000 ImageNet photos with labels, one a class, for the old classifier on the new backbone with its
+  BatchNorm statistics restored. They may be training photos: compare, do not quote.
+- **Methods**: ten, six settings each, at the rate that is best for plain fine-tuning. The best on validation is tested.
+- **Differences** are to plain fine-tuning at its best rate, paired by seed, with 95 % intervals. A star: significant at
+  5 % after Holm's correction for all methods of a column. Bands are the range over seeds."""
+
+SHORT = """## What to set?
+
+The recommended setting is `max_drift=(0.04, 0.16)`, at the rate that is best for plain fine-tuning."""
+SHORT_TEXT = """*Better in both*: settings of other methods that are, by more than their intervals. With one seed
+there is no interval. The old task is ImageNet top-1. For Caltech-101 after PACS it is top-1 on PACS, for Fashion-MNIST
+agreement.
+
+What would change the answer: a better setting of another method. Questions below say how far each result reaches."""
+
+
+def standings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str | None]]:
+    """Name, new and old task of every setting and seed, and the best setting of plain fine-tuning, of what is there."""
+    near, shift, chain, long = (frame[frame['part'] == part] for part in ('near', 'shift', 'chain', 'long'))
+    for cell, of in near.groupby('cell', sort=False):
+        yield title_of(cell), averaged(of), chosen(of).get(PLAIN)
+    best = chosen(shift[shift['size'] == min(SHIFT)]).get(PLAIN)
+    for size, of in shift.groupby('size'):
+        yield f'PACS, held-out domain, {size} a class', averaged(of, HELD_OUT), best
+    if len(chain):
+        yield 'Caltech-101 after PACS', averaged(chain), chosen(chain).get(PLAIN)
+    if len(of := long[(long['iters'] == max(LENGTHS)) & (long['rate'] == LONG_RATES[0])]):
+        yield f'Fashion-MNIST, {max(LENGTHS):,} steps', averaged(of, old='agreement_restored'), of['setting'].iloc[0]
+
+
+def short(frame: pd.DataFrame) -> list[str]:
+    """The recommended setting in all questions: against tuned plain fine-tuning, and against everything."""
+    lines, worse, front, cases = [], [], 0, 0
+    for name, rows, best in standings(frame):
+        known = set(zip(rows['family'], rows['setting']))
+        if {(PLAIN, best), (BUDGET, MILD)} - known:
+            continue
+        found = against(rows, (BUDGET, MILD), (PLAIN, best))
+        better = better_in_both(rows, BUDGET, MILD)
+        has_interval = pd.notna(found.loc[NEW, 'low'])
+        cases += has_interval
+        front += has_interval and not better
+        worse += [name] * bool(found.loc[NEW, 'high'] < 0)
+        columns = zip(('new task, difference', 'old task, difference'), (NEW, OLD))
+        line = {'': name, 'n': int(found.loc[NEW, 'n']), **{text: interval(found.loc[key]) for text, key in columns}}
+        lines.append({**line, 'better in both': f'{len(better)} of {len(known)}'})
+    if not lines:
+        return [SHORT, NONE]
+    said = (
+        f'In {front} of {cases} cases with two or more seeds no other setting is better in both tasks by more than the '
+        f'intervals. On the new task it is worse than tuned plain fine-tuning in {len(worse)}: {listed(worse)}.'
+    )
+    return [SHORT, said, markdown(pd.DataFrame(lines)), SHORT_TEXT]
+
+
+def page(rows: list[dict]) -> str:
+    frame = frame_of(rows)
+    planned = list(plan(rows))
+    done = len({trial['key'] for trial in planned if trial} & set(frame['key'])) if rows else 0
+    machines = ', '.join(sorted(set(frame['machine'])))
+    answers = [part for question in (shift, near, chain, long) for part in question(frame)]
+    head = HEAD.format(done=done, planned=len(planned), machines=f', on {machines}' if machines else '')
+    return '\n\n'.join([head, *short(frame), *answers]) + '\n'
+
+
+def sections(rows: list[dict]) -> list[str]:
+    """The tables behind the page, for docs/en/evidence_tables.md: every setting."""
+    frame = frame_of(rows)
+    parts = {title_of(cell): of for cell, of in frame[frame['part'] == 'near'].groupby('cell', sort=False)}
+    for size, of in frame[frame['part'] == 'shift'].groupby('size'):
+        parts[f'PACS, mean over the held-out domains, {size} a class and domain'] = of
+        parts.update({f'{data}, {size} a class and domain': one for data, one in of.groupby('data')})
+    parts |= {name: frame[frame['part'] == 'chain'] for name in ('Caltech-101 after PACS',)}
+    for (iters, rate), of in frame[frame['part'] == 'long'].groupby(['iters', 'rate']):
+        parts[f'Fashion-MNIST, {iters:g} steps at a rate of {rate:g}'] = of
+    return ['## Natural images', *(f'### {name}\n\n{details(of)}' for name, of in parts.items() if len(of))]
+
+
+def show(console) -> None:
+    """Print the page and write it to docs."""
+    text = page(read(ROWS))
+    console.print(text, markup=False)
+    (DOCS / 'evidence.md').write_text(text)
