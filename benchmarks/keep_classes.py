@@ -33,7 +33,8 @@ TEXT = """# Adding a class without its old objects
 
 A detector of one animal learns another one, from photos that show none of the first. AP of boxes on test photos of
 both; `of before` is the share of what the old model had, `of plain` that of plain fine-tuning's new class. Faster R-CNN
-on MobileNetV2, 160 pixels, about 300 iterations for the old class and 200 for the new one, learning rate 0.001.
+on MobileNetV2, 160 pixels, about 300 iterations for the old class and 200 for the new one, learning rate 0.001, on 2
+CPU cores.
 
 {}
 

@@ -6,8 +6,10 @@ import pandas as pd
 from natural import BUDGET, LENGTHS, LONG_RATES, PLAIN, ROWS, SHIFT, plan
 from natural_questions import DOCS, MILD, NONE, chain, listed, long, near, shift, title_of
 from natural_tables import HELD_OUT, NEW, OLD, against, averaged, better_in_both, chosen, details, frame_of, interval
-from rows import read
-from tables import markdown
+from rows import HERE, read
+from tables import NAMES, finals_of, in_short, markdown, numbers
+
+RESULTS = HERE / 'results.csv'
 
 HEAD = """# Does it help?
 
@@ -30,6 +32,11 @@ there is no interval. The old task is ImageNet top-1. For Caltech-101 after PACS
 agreement.
 
 What would change the answer: a better setting of another method. Questions below say how far each result reaches."""
+
+SMALL = """Points of each task's metric, against full fine-tuning. Bold: the 95 % interval does not hold 0. Settings
+are those that were best on validation. [Drift, agreement and all settings](evidence_tables.md#small-tasks).
+
+What would change the answer: tasks nearer to the pre-trained one, larger networks, longer runs."""
 
 
 def standings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str | None]]:
@@ -76,9 +83,26 @@ def page(rows: list[dict]) -> str:
     planned = list(plan(rows))
     done = len({trial['key'] for trial in planned if trial} & set(frame['key'])) if rows else 0
     machines = ', '.join(sorted(set(frame['machine'])))
-    answers = [part for question in (shift, near, chain, long) for part in question(frame)]
+    answers = [short(frame), *(question(frame) for question in (shift, near, chain, long))]
+    told = [parts for parts in answers if NONE not in parts]
+    open_ones = [f'- {parts[0].splitlines()[0].removeprefix("## ")}' for parts in answers if NONE in parts]
     head = HEAD.format(done=done, planned=len(planned), machines=f', on {machines}' if machines else '')
-    return '\n\n'.join([head, *short(frame), *answers]) + '\n'
+    made = [head, *(part for parts in told for part in parts), *small_tasks(read(RESULTS))]
+    if open_ones:
+        made += ['## Not answered yet', f'{NONE} The rest of the plan answers:', '\n'.join(open_ones)]
+    return '\n\n'.join(made) + '\n'
+
+
+def small_tasks(results: list[dict]) -> list[str]:
+    """What the older study says of the new task alone."""
+    finals = finals_of(numbers(results))
+    verdicts = pd.DataFrame({task: frame.set_index('')['verdict'] for task, frame in finals.items()})
+    counts = [
+        f'{name} is better in {(of == "better").sum()} and worse in {(of == "worse").sum()}'
+        for name, of in verdicts.drop(index=NAMES['full']).iterrows()
+    ]
+    said = f'Against tuned full fine-tuning, in {len(finals)} small tasks: {"; ".join(counts)}.'
+    return ['## Small tasks: does it help the new task?', said, SMALL, markdown(in_short(finals))]
 
 
 def sections(rows: list[dict]) -> list[str]:

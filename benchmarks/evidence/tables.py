@@ -172,11 +172,24 @@ def pivot(rows: pd.DataFrame, index: str, columns: str, value: str, factor: floa
     return frame
 
 
-def sections(results: list[dict]) -> list[str]:
-    """The page, part by part; a part without results is left out."""
+def numbers(results: list[dict]) -> pd.DataFrame:
+    """The rows of results.csv, with numbers where they are."""
     table = pd.DataFrame(results)
     for column in NUMBERS.split():
         table[column] = pd.to_numeric(table[column])
+    return table
+
+
+def finals_of(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The table of the final runs of each task."""
+    of_task = dict(list(table[table['part'] == 'final'].groupby('task')))
+    order = [name for tuned in TASKS for name in USED_ON.get(tuned, [tuned])]
+    return {task: final_table(of_task[task], task) for task in order if task in of_task}
+
+
+def sections(results: list[dict]) -> list[str]:
+    """The page, part by part; a part without results is left out."""
+    table = numbers(results)
     machines = ', '.join(sorted(set(table['machine'])))
     planned = list(plan(results, list(TASKS)))
     done = len({trial['key'] for trial in planned if trial} & set(table['key']))
@@ -184,9 +197,7 @@ def sections(results: list[dict]) -> list[str]:
     counts = dict(done=done, planned=len(planned), shortest=table['iters'].min(), longest=table['iters'].max())
     made = [HEAD.format(machines=machines, budget=6, dense=4, open=rest, **counts)]
     choices = Choices(results)
-    of_task = dict(list(table[table['part'] == 'final'].groupby('task')))
-    order = [name for tuned in TASKS for name in USED_ON.get(tuned, [tuned])]
-    finals = {task: final_table(of_task[task], task) for task in order if task in of_task}
+    finals = finals_of(table)
     if finals:
         made.append(f'## In short\n\n{SHORT}\n\n{markdown(in_short(finals))}')
     made += [f'## {task}\n\n{markdown(frame)}' for task, frame in finals.items()]

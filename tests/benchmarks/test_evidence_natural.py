@@ -221,11 +221,12 @@ def test_a_setting_is_beaten_where_another_is_better_in_both_by_more_than_the_in
     assert natural_tables.better_in_both(better, 'SPD', 'x') == []
 
 
-def test_the_page_answers_each_question_from_the_rows_and_says_where_there_are_none(tmp_path, monkeypatch):
+def test_the_page_answers_each_question_from_the_rows_and_lists_those_without(tmp_path, monkeypatch):
     monkeypatch.setattr(natural_questions, 'DOCS', tmp_path)
     monkeypatch.setattr(natural_questions, 'CSVS', tmp_path)
     empty = natural_page.page([])
-    assert empty.count(natural_questions.NONE) == 5 and '0 of ' in empty
+    assert empty.partition(natural_questions.NONE)[2].count('\n- ') == 5 and '0 of ' in empty
+    assert 'small tasks' in empty.partition(natural_questions.NONE)[0]
 
     def values(trial):
         noise = 0.1 * (trial['seed'] % 3)
