@@ -4,8 +4,8 @@ A right one works. A wrong one ends before any work, with a message that names t
 """
 
 import contextlib
-import importlib.util
 import io
+import runpy
 import shutil
 import sys
 import tempfile
@@ -180,12 +180,9 @@ def lines(draw) -> Line:
     return Line(tool, option) if kind == 'right' else Line(tool, option, key, value)
 
 
-@cache
-def main_of(tool: str):
-    spec = importlib.util.spec_from_file_location(f'tool_{Path(tool).stem}', ROOT / 'tools' / tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def run(tool: str) -> None:
+    """Run the script of a tool in this process."""
+    runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
 
 
 def call(tool: str, argv: tuple[str, ...]) -> tuple[int, str, Exception | None]:
@@ -196,7 +193,7 @@ def call(tool: str, argv: tuple[str, ...]) -> tuple[int, str, Exception | None]:
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said)
     with mock.patch.object(sys, 'argv', [tool, *argv]), mock.patch.dict('os.environ'), quiet[0], quiet[1]:
         try:
-            main_of(tool)()
+            run(tool)
         except SystemExit as end:
             text = end.code if isinstance(end.code, str) else ''
             return int(end.code != 0 and end.code is not None), said.getvalue() + text, None
