@@ -190,7 +190,9 @@ def _base(name: str, task: str) -> Config:
         raise DataError(f'--config {name} is of the task {found}, and --task is {task}; try {EXAMPLES[task]}')
     missing = [key for key in ('train_dataloader', 'val_dataloader') if not cfg.get(key)]
     if missing:  # as in what a run without validation has dumped
-        raise DataError(f'--config {name} has {missing[0]}={cfg.get(missing[0])}; give the config with its data loaders')
+        raise DataError(
+            f'--config {name} has {missing[0]}={cfg.get(missing[0])}; give the config with its data loaders'
+        )
     if 'num_' not in repr(with_classes(cfg.model, 1)):
         raise DataError(f'--config {name} has no head with a number of classes; one that has is {EXAMPLES[task]}')
     return cfg
