@@ -17,7 +17,6 @@ that was killed goes on with the step that it was in.
 """
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -34,7 +33,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 sys.path.insert(0, str(Path(__file__).parent / 'evidence'))
-from rows import commit, machine, read
+from rows import append, commit, machine, read
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / 'data'
@@ -202,11 +201,15 @@ class Study:
         shutil.rmtree(self.folder)  # labels of an older model
         self.folder.mkdir()
         write_data(self.task, self.folder)
-        base = f'_base_ = {str(self.of["base"])!r}\n{self.of["changes"]}\nrandomness = dict(seed={self.seed})\n'
-        (self.folder / 'small.py').write_text(base)
+        self.write_small()
         self.init('old', 'small.py', str(DATA / 'weights' / self.of['weights']), epochs, self.names('dark'), 'old.py')
         self.command('train', 'old.py')
         return dict(old=self.last('old', ''))
+
+    def write_small(self) -> None:
+        """Write the config that both trainings start from: the stock one at a smaller size."""
+        base = f'_base_ = {str(self.of["base"])!r}\n{self.of["changes"]}\nrandomness = dict(seed={self.seed})\n'
+        (self.folder / 'small.py').write_text(base)
 
     def names(self, which: str) -> list[str]:
         return ['--classes', 'background', f'{which} nucleus'] if self.task == 'pixels' else []
@@ -273,12 +276,8 @@ def run(tasks: list[str], seeds: list[int]) -> None:
         for task in tasks:
             done = {(row['task'], row['seed'], row['step']) for row in read(RESULTS)}
             for row in Study(task, seed, done).rows():
-                is_new = not RESULTS.exists()
-                with open(RESULTS, 'a', newline='') as file:
-                    writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
-                    if is_new:
-                        writer.writeheader()
-                    writer.writerow(dict(row, commit=commit(), machine=machine(), date=date.today().isoformat()))
+                known = dict(commit=commit(), machine=machine(), date=date.today().isoformat())
+                append(RESULTS, FIELDS, [row | known])
                 PAGE.write_text(TEXT.format(table(read(RESULTS))))
                 print(row, flush=True)
 

@@ -11,7 +11,6 @@ A run that was killed goes on with the step that it was in.
 """
 
 import argparse
-import csv
 import json
 import shlex
 import sys
@@ -24,8 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / 'evidence'))
-from add_classes import CONFIGS, PIPELINES, ROOT, Study
-from rows import commit, machine, read
+from add_classes import CONFIGS, FIELDS, PIPELINES, ROOT, Study
+from rows import append, commit, machine, read
 
 RESULTS = ROOT / 'docs/en/benchmarks/keep_classes.csv'
 PAGE = RESULTS.with_suffix('.md')
@@ -59,7 +58,6 @@ Both had frozen BatchNorm statistics (`norm_eval`).
 values](keep_classes.csv). The photos are copies of two public data sets, Kangaroo and Raccoon; the repository does not
 have them.
 """
-FIELDS = ['task', 'seed', 'step', 'old', 'new', 'seconds', 'commit', 'machine', 'date']
 OF = dict(
     task='detection',
     base=CONFIGS / 'detection/olor/faster-rcnn_mobilenet-v2-fpn_olor_1xb4-12e_trees-320px.py',
@@ -133,8 +131,7 @@ class Photos(Study):
 
     def train_old(self) -> dict:
         self.write_data()
-        base = f'_base_ = {str(self.of["base"])!r}\n{self.of["changes"]}\nrandomness = dict(seed={self.seed})\n'
-        (self.folder / 'small.py').write_text(base)
+        self.write_small()
         self.init('old', 'small.py', str(ROOT / 'data/weights' / self.of['weights']), self.first, [], 'first.py')
         (self.folder / 'old.py').write_text(f"_base_ = 'first.py'\n{self.quick(self.first)}")
         self.command('train', 'old.py')
@@ -209,12 +206,8 @@ def run(tasks: list[str], seeds: list[int], ways: list[str], data: Path) -> None
         for task in tasks:
             done = {(row['task'], row['seed'], row['step']) for row in read(RESULTS)}
             for row in Photos(task, seed, data, done).rows(ways):
-                is_new = not RESULTS.exists()
-                with open(RESULTS, 'a', newline='') as file:
-                    writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
-                    if is_new:
-                        writer.writeheader()
-                    writer.writerow(dict(row, commit=commit(), machine=machine(), date=date.today().isoformat()))
+                known = dict(commit=commit(), machine=machine(), date=date.today().isoformat())
+                append(RESULTS, FIELDS, [row | known])
                 PAGE.write_text(page())
                 print(row, flush=True)
 

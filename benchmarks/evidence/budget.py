@@ -5,7 +5,6 @@ python benchmarks/evidence/budget.py --minutes 60      # begins nothing new afte
 python benchmarks/evidence/budget.py --tables          # prints the page from budget.csv
 """
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plan import TASKS
-from rows import HERE, Study, console, keyed, read
+from rows import HERE, Study, arguments, console, keyed, quiet, read
 from study import RESULTS
 
 ROWS = HERE / 'budget.csv'
@@ -160,15 +159,10 @@ def measure(one: dict) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--tables', action='store_true', help='print the page, run nothing')
-    parser.add_argument('--again', type=int, metavar='N', help='run N random rows again')
-    parser.add_argument('--seed', type=int, help='of the choice of these rows')
-    parser.add_argument('--workers', type=int, default=1, help='processes, one core each (default: 1)')
-    parser.add_argument('--minutes', type=float, default=float('inf'), help='begin nothing new after so many')
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     study = Study((ROWS, RESULTS), FIELDS, lambda rows: plan(), measure)
     if args.again:
+        quiet()
         return study.run_again(args.again, args.seed)
     if not args.tables:
         subprocess.run([sys.executable, HERE / 'data.py'], check=True)

@@ -21,7 +21,6 @@ seeds) with all of :data:`SEEDS`. ``shift`` chooses with the first seed, by the 
 a class and domain, and takes the choice to 100.
 """
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from folders import DOMAINS
-from rows import HERE, Study, console, keyed, read
+from rows import HERE, Study, arguments, console, keyed, quiet, read
 from study import NATURAL as ROWS
 from study import RESULTS
 
@@ -238,16 +237,11 @@ def measure(one: dict, folders: dict[str, str]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument('--pacs', type=Path, help='folder with art_painting, cartoon, photo and sketch')
     parser.add_argument('--caltech', type=Path, help='folder with train and test')
     parser.add_argument('--imagenet', type=Path, help='folder with 0000.jpg to 0999.jpg, one photo of each class')
-    parser.add_argument('--tables', action='store_true', help='print the pages, run nothing')
-    parser.add_argument('--again', type=int, metavar='N', help='run N random rows again')
-    parser.add_argument('--seed', type=int, help='of the choice of these rows')
     parser.add_argument('--parts', nargs='+', default=list(NEEDS), choices=list(NEEDS), help='run these alone')
-    parser.add_argument('--workers', type=int, default=1, help='processes, one core each (default: 1)')
-    parser.add_argument('--minutes', type=float, default=float('inf'), help='begin nothing new after so many')
     args = parser.parse_args()
     folders = {name: str(place.resolve()) for name in ('pacs', 'caltech', 'imagenet') if (place := vars(args)[name])}
     parts = [part for part in args.parts if folders.keys() >= set(NEEDS[part])]
@@ -256,6 +250,7 @@ def main() -> None:
         missing = ' and '.join(f'--{name}' for name in NEEDS[part] if name not in folders)
         console.print(f'{part} is left out: it needs {missing}')
     if args.again:
+        quiet()
         return study.run_again(args.again, args.seed, 'test')
     if not args.tables:
         subprocess.run([sys.executable, HERE / 'data.py'], check=True)

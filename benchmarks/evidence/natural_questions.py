@@ -93,7 +93,7 @@ def near(frame: pd.DataFrame) -> list[str]:
     picks = ready(first)
     made = ['## Near the old task: does it learn better, and what does it keep?']
     if not picks:
-        return [*made, NONE, CHANGES['near']]
+        return [*made, NONE]
     new, old, agree = (by_seed(first, picks, key) for key in (NEW, OLD, 'agreement_restored'))
     kept = {cell: keepers(first[first['cell'] == cell]) for cell in picks}
     kept_new, kept_old = (by_seed(first, kept, key).mean() for key in (NEW, OLD))
@@ -132,7 +132,7 @@ def shift(frame: pd.DataFrame) -> list[str]:
     tuned = rows[rows['size'] == min(SHIFT)]
     best = chosen(tuned) if tuned['cell'].nunique() == len(SHIFT[20]) else {}
     if PLAIN not in best:
-        return [*made, NONE, CHANGES['shift']]
+        return [*made, NONE]
     tables, lines, said = {}, {family: {'': family} for family in FAMILIES if family in best}, []
     seeds = []
     for size, cells in SHIFT.items():
@@ -209,7 +209,7 @@ def chain(frame: pd.DataFrame) -> list[str]:
         figure = [drawn(drawing, 'chain', 'Second task against the first, over strengths')]
     lines += of_dense()
     if not lines:
-        return [*made, NONE, CHANGES['chain']]
+        return [*made, NONE]
     said = []
     for task, of in pd.DataFrame(lines).groupby('task', sort=False):
         said.append(f'{task} ' + ', '.join(f'{share} % ({way})' for way, share in zip(of['way'], of['of before, %'])))
@@ -263,7 +263,7 @@ def long(frame: pd.DataFrame) -> list[str]:
                 f'{kept[PLAIN]:.0f} %, and top-1 differs by {interval(new.loc[PAPER]) or "an unknown amount"}'
             )
     if not said:
-        return [*made, NONE, CHANGES['long']]
+        return [*made, NONE]
     made.append(f'At a rate of {LONG_RATES[0]:g}, {"; ".join(said)}.')
     made.append(drawn(draw_lengths(rows), 'long', 'New task and agreement over the length of the run'))
     return [*made, markdown(pd.DataFrame(lines)), CHANGES['long']]

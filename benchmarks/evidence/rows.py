@@ -1,5 +1,6 @@
 """What the studies share: tables on disk, and a runner that goes on where it was stopped."""
 
+import argparse
 import csv
 import hashlib
 import json
@@ -30,6 +31,28 @@ def read(file: Path) -> list[dict]:
         return []
     with open(file, newline='') as lines:
         return list(csv.DictReader(lines))
+
+
+def append(file: Path, fields: list[str], rows: list[dict]) -> None:
+    """Write rows to the end of a table; of a new one, its columns too."""
+    is_new = not file.exists()
+    with open(file, 'a', newline='') as table:
+        writer = csv.DictWriter(table, fields, lineterminator='\n')
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def arguments(doc: str | None, workers: int = 1) -> argparse.ArgumentParser:
+    """The command line that all studies have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--tables', action='store_true', help='print the pages, run nothing')
+    parser.add_argument('--again', type=int, metavar='N', help='run N random rows again')
+    parser.add_argument('--seed', type=int, help='of the choice of these rows')
+    how = f'processes, one core each (default: {workers})'
+    parser.add_argument('--workers', type=int, default=workers, help=how)
+    parser.add_argument('--minutes', type=float, default=float('inf'), help='begin nothing new after so many')
+    return parser
 
 
 def keyed(made: dict) -> dict:
@@ -118,15 +141,13 @@ class Study:
 
     def write(self, trial: dict, measured: list[dict], code: str) -> None:
         known = dict(commit=code, machine=machine(), date=date.today().isoformat())
-        is_new = not self.files[0].exists()
-        with open(self.files[0], 'a', newline='') as table:
-            writer = csv.DictWriter(table, self.fields, restval='', extrasaction='ignore', lineterminator='\n')
-            if is_new:
-                writer.writeheader()
-            for row in measured:
-                made = {**trial, **row, **known}
-                made['options'] = json.dumps(made['options'], sort_keys=True)
-                writer.writerow({k: f'{v:.{DIGITS}g}' if isinstance(v, float) else v for k, v in made.items()})
+        rows = []
+        for row in measured:
+            made = {**trial, **row, **known}
+            made['options'] = json.dumps(made['options'], sort_keys=True)
+            shown = {key: value for key, value in made.items() if key in self.fields}
+            rows.append({k: f'{v:.{DIGITS}g}' if isinstance(v, float) else v for k, v in shown.items()})
+        append(self.files[0], self.fields, rows)
 
     def run_again(self, count: int, seed: int | None, value: str = 'value') -> None:
         """Run random rows again, and say whether each is within the spread over seeds of the same setting."""
@@ -139,7 +160,6 @@ class Study:
         groups = {trial['key']: group for group in alike.values() if len(group) > 1 for trial in group}
         chosen = random.Random(seed).sample(sorted(groups), min(count, len(groups)))
         outside = 0
-        quiet()
         for key in chosen:
             again = next(row for row in self.measure(trials[key]) if row.get('key', key) == key)[value]
             same = [float(rows[trial['key']][value]) for trial in groups[key]]

@@ -5,7 +5,6 @@ python benchmarks/evidence/study.py --tables         # prints the page from what
 python benchmarks/evidence/study.py --again 3        # runs three random rows again and holds them to the spread
 """
 
-import argparse
 import subprocess
 import sys
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
 from plan import TASKS, plan
-from rows import HERE, Study, console, read
+from rows import HERE, Study, arguments, console, quiet, read
 
 RESULTS, NATURAL = HERE / 'results.csv', HERE / 'natural.csv'
 FIELDS = [
@@ -32,16 +31,12 @@ def measure(trial: dict) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--tables', action='store_true', help='print the page, run nothing')
-    parser.add_argument('--again', type=int, metavar='N', help='run N random rows again')
-    parser.add_argument('--seed', type=int, help='of the choice of these rows')
+    parser = arguments(__doc__, 2)
     parser.add_argument('--tasks', nargs='+', default=list(TASKS), choices=list(TASKS), help='run these alone')
-    parser.add_argument('--workers', type=int, default=2, help='processes, one core each (default: 2)')
-    parser.add_argument('--minutes', type=float, default=float('inf'), help='begin nothing new after so many')
     args = parser.parse_args()
     study = Study((RESULTS,), FIELDS, partial(plan, tasks=args.tasks), measure)
     if args.again:
+        quiet()
         return study.run_again(args.again, args.seed)
     if not args.tables:
         subprocess.run([sys.executable, HERE / 'data.py'], check=True)

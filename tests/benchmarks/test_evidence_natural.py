@@ -251,8 +251,7 @@ def test_the_page_answers_each_question_from_the_rows_and_lists_those_without(tm
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])
-def test_a_row_run_again_is_held_to_the_spread_of_its_setting(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(studies, 'quiet', lambda: None)  # it is for a process of its own: it disables logging
+def test_a_row_run_again_is_held_to_the_spread_of_its_setting(tmp_path, count):
     trials = [dict(studies.keyed(dict(options={}, seed=seed, method='a')), part='one') for seed in range(3)]
     fields = ['key', 'options', 'seed', 'value']
     study = studies.Study(
