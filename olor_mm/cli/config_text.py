@@ -19,7 +19,7 @@ BEST = dict(
 )
 KINDS = dict(classification='CustomDataset', semantic_segmentation='BaseSegDataset')  # of others, CocoDataset
 WARMUP = 500  # iterations at most
-LEVEL = 0.01  # for runs of any length: docs/en/choosing_how_strong.md
+MAX_DRIFT = (0.04, 0.16)  # at any learning rate: docs/en/choosing_how_strong.md
 NEW_HEADS = ('classification', 'semantic_segmentation')  # whose heads are new, and train at ten times the rate
 
 
@@ -43,7 +43,7 @@ def config_text(
 ) -> str:
     """The text of the config; ``name`` is what to write for the base, ``weights`` are settings that load them.
 
-    ``change`` changes the settings for a base and a task, and returns what to say of the levels in a comment.
+    ``change`` changes the settings for a base and a task, and returns what to say of the rollback in a comment.
     """
     number = len(data.classes)
     settings: dict[str, Any] = dict(
@@ -63,7 +63,10 @@ def config_text(
         optim_wrapper=_optim_wrapper(base, task, lr),
         **_schedule(base, task, math.ceil(data.images / batch), epochs),
     )
-    note = '# If the checkpoint fills neck or heads, their level is 0.3 of max_level; min_level=0 leaves them free.\n'
+    note = (
+        '# max_drift: how far weights that come from the checkpoint may move, as a share of their norm, in the layer\n'
+        '# nearest the input and in neck and heads; half of both keeps more (docs: How strongly to pull)\n'
+    )
     if change is not None:
         note = change(settings, base, task)
     settings = _without_needless_deletes(settings, base.to_dict())
@@ -172,7 +175,7 @@ def _optim_wrapper(base: Config, task: str, lr: float) -> dict:
     keys = {key: options for key, options in keys.items() if options}
     if task in NEW_HEADS:
         keys['head'] = dict(lr_mult=10.0)
-    paramwise = dict(rollback=dict(max_level=LEVEL, pretrained='auto'), norm_decay_mult=0.0)
+    paramwise = dict(rollback=dict(max_drift=MAX_DRIFT, pretrained='auto'), norm_decay_mult=0.0)
     return dict(
         _delete_=True,
         type='OptimWrapper',

@@ -84,7 +84,7 @@ class Keep:
         alone = task == 'classification' or self.joined.replayed  # new images without old objects
         level = LEVELS['alone' if alone else 'labels'] * settings['optim_wrapper']['optimizer']['lr']
         level = min(float(f'{level:.2g}'), 0.1)
-        paramwise['rollback'] |= dict(max_level=level, min_level=level)
+        paramwise['rollback'] = dict(max_level=level, min_level=level, pretrained='auto')
         if task == 'classification':  # whose new classes learn at once; those of pixels need ten times the rate
             paramwise.get('custom_keys', {}).pop('head', None)
         return (
