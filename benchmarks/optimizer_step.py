@@ -1,6 +1,6 @@
 """Time and memory of one optimizer step on the parameters of real models, on CPU.
 
-python benchmarks/optimizer_step.py                          # all models: 5 minutes, about 17 GiB
+python benchmarks/optimizer_step.py                          # all models: 14 minutes, about 20 GiB
 python benchmarks/optimizer_step.py --models swin-t --repeats 5
 python benchmarks/optimizer_step.py --out docs/en/benchmarks    # writes table, plot and CSV
 """
@@ -182,28 +182,36 @@ def apart(function: Callable, *arguments):
         return pool.submit(function, *arguments).result()
 
 
+def timed(model_name: str, weights: str, repeats: int) -> list[dict]:
+    """Times, groups and states of all rows of a model.
+
+    To be called in a process of its own: for ViT-B the optimizers take 19 GiB, which the allocator would not give back.
+    """
+    start(repeats)
+    model = with_gradients(stock_model(MODELS[model_name]))
+    times, optimizers = measure(model, adamw_rows(weights), repeats, f'{model_name}, AdamW')
+    records = [
+        dict(model=model_name, row=name, ms=ms, ratio=ms / times[UNIT], groups=len(optimizers[name].param_groups))
+        for name, ms in times.items()
+    ]
+    for record in records:
+        count = rolled_back(optimizers[record['row']])
+        extra = held(optimizers[record['row']]) - held(optimizers[UNIT])
+        record.update(rolled_back=count, state_bytes=extra / count if count else None)
+    del optimizers
+    nadam, optimizers = measure(model, nadam_rows(), repeats, f'{model_name}, NAdam')
+    for name, ms in nadam.items():
+        groups = len(optimizers[name].param_groups)
+        records.append(dict(model=model_name, row=name, ms=ms, ratio=ms / nadam[NADAM], groups=groups))
+    return records
+
+
 def benchmark(model_name: str, repeats: int) -> list[dict]:
     """All figures of a model, one record for each row."""
-    model = stock_model(MODELS[model_name])
-    with_gradients(model)
     with tempfile.TemporaryDirectory() as folder:
         weights = os.path.join(folder, 'weights.pth')
-        torch.save(model.state_dict(), weights)
-        times, optimizers = measure(model, adamw_rows(weights), repeats, f'{model_name}, AdamW')
-        records = [
-            dict(model=model_name, row=name, ms=ms, ratio=ms / times[UNIT], groups=len(optimizers[name].param_groups))
-            for name, ms in times.items()
-        ]
-        for record in records:
-            count = rolled_back(optimizers[record['row']])
-            extra = held(optimizers[record['row']]) - held(optimizers[UNIT])
-            record.update(rolled_back=count, state_bytes=extra / count if count else None)
-        del optimizers
-        nadam, optimizers = measure(model, nadam_rows(), repeats, f'{model_name}, NAdam')
-        for name, ms in nadam.items():
-            groups = len(optimizers[name].param_groups)
-            records.append(dict(model=model_name, row=name, ms=ms, ratio=ms / nadam[NADAM], groups=groups))
-        del optimizers, model
+        torch.save(stock_model(MODELS[model_name]).state_dict(), weights)
+        records = apart(timed, model_name, weights, repeats)
         times = apart(alone, model_name, weights, repeats)
         kernels, *stock = apart(resident, model_name, weights, UNIT)
         for record in records:
