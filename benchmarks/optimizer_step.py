@@ -189,6 +189,7 @@ def timed(model_name: str, weights: str, repeats: int) -> list[dict]:
     """
     start(repeats)
     model = with_gradients(stock_model(MODELS[model_name]))
+    model.load_state_dict(torch.load(weights, weights_only=True))
     times, optimizers = measure(model, adamw_rows(weights), repeats, f'{model_name}, AdamW')
     records = [
         dict(model=model_name, row=name, ms=ms, ratio=ms / times[UNIT], groups=len(optimizers[name].param_groups))

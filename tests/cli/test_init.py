@@ -66,7 +66,7 @@ def test_what_is_written_trains_and_is_tested(task, data, tmp_path):
     )
     two = ['train_dataloader.batch_size=2', 'train_dataloader.dataset.indices=4', 'val_dataloader.dataset.indices=2']
     done = train(out, tmp_path / 'run', *two, 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0')
-    assert re.search(r'are pre-trained and rolled back \(backbone (\d+) of \1\)', done.stdout)
+    assert re.search(r'are pre-trained and rolled back \(backbone (\d+) of \1\b', done.stdout)
     best = {'classification': 'accuracy', 'semantic_segmentation': 'mIoU'}.get(task, 'coco')
     assert list((tmp_path / 'run').glob(f'best_{best}*.pth')) and (tmp_path / 'run/epoch_1.pth').is_file()
     checkpoint = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
