@@ -274,7 +274,7 @@ def report(command: str, repeats: int, records: list[dict]) -> Report:
         'Memory',
         memory,
         f'Bytes per rolled-back fp32 parameter above {UNIT}. "state" adds up the tensors of the optimizer. "resident" '
-        'is the resident memory (RSS) of a process of its own after its fourth step, "peak" that within this step; the '
+        'is the resident memory (RSS) of a process of its own after its fourth step, "peak" that within this step. The '
         f'kernels were loaded before, and numba took {max(r.get("kernels_mib", 0) for r in records):.0f} MiB for it.',
     )
     return result

@@ -13,7 +13,7 @@ LOOKS = {  # colours of Okabe and Ito; marker and line too, for print
     'budget': ('#0072B2', 'o', '-'),
     'level': ('#D55E00', 's', '-'),
     'level, falling to 0': ('#E69F00', '^', '--'),
-    'L2-SP, decoupled': ('#009E73', 'D', '-.'),
+    'decoupled L2-SP': ('#009E73', 'D', '-.'),
     'SPD': ('#CC79A7', 'v', ':'),
     'plain fine-tuning': ('#000000', 'x', '--'),
 }
@@ -29,7 +29,7 @@ CHANGES = dict(rates='learning rate x8', lengths='length x4', batches='batch x4'
 
 def family(method: str, options: dict) -> str:
     if method != 'olor':
-        return {'l2sp_decoupled': 'L2-SP, decoupled', 'spd': 'SPD', 'full': 'plain fine-tuning'}[method]
+        return {'l2sp_decoupled': 'decoupled L2-SP', 'spd': 'SPD', 'full': 'plain fine-tuning'}[method]
     if 'max_drift' in options:
         return 'budget'
     return 'level' if options.get('power') == 0 else 'level, falling to 0'

@@ -215,7 +215,7 @@ def invariance_answer(found: list[dict]) -> str:
         f'{of["range"].min():.0f} to {of["range"].max():.0f} points in agreement'
         for of in (rates[is_budget], rates[is_level])
     ]
-    return f'Over learning rates x8, runs with one budget differ {said[0]}; with one level, {said[1]}.'
+    return f'Over learning rates x8, runs with one budget differ {said[0]}. With one level they differ {said[1]}.'
 
 
 def shape_answer(rows: pd.DataFrame) -> str:

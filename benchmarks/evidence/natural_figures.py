@@ -15,7 +15,7 @@ LOOKS = {  # colours of Okabe and Ito; marker and line too, for print
     LEVEL: OF_BUDGETS['level'],
     BUDGET: OF_BUDGETS['budget'],
     PAPER: OF_BUDGETS['level, falling to 0'],
-    DECOUPLED: OF_BUDGETS['L2-SP, decoupled'],
+    DECOUPLED: OF_BUDGETS['decoupled L2-SP'],
     'SPD': OF_BUDGETS['SPD'],
     'L2-SP': ('#56B4E9', '<', ''),
     'layer-wise lr decay': ('#999999', '>', ''),

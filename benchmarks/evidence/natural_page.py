@@ -98,10 +98,11 @@ def small_tasks(results: list[dict]) -> list[str]:
     finals = finals_of(numbers(results))
     verdicts = pd.DataFrame({task: frame.set_index('')['verdict'] for task, frame in finals.items()})
     counts = [
-        f'{name} is better in {(of == "better").sum()} and worse in {(of == "worse").sum()}'
-        for name, of in verdicts.drop(index=NAMES['full']).iterrows()
+        f'{verdict.capitalize()}: ' + (', '.join(f'{name} in {count}' for name, count in of[of > 0].items()) or 'none')
+        for verdict in ('better', 'worse')
+        for of in [(verdicts.drop(index=NAMES['full']) == verdict).sum(axis=1)]
     ]
-    said = f'Against tuned full fine-tuning, in {len(finals)} small tasks: {"; ".join(counts)}.'
+    said = f'Against tuned full fine-tuning in {len(finals)} small tasks. {". ".join(counts)}.'
     return ['## Small tasks: does it help the new task?', said, SMALL, markdown(in_short(finals))]
 
 

@@ -15,7 +15,7 @@ NAMES = dict(
     linear_probe='linear probing',
     layer_decay='layer-wise lr decay',
     l2sp='L2-SP',
-    l2sp_decoupled='L2-SP, decoupled',
+    l2sp_decoupled='decoupled L2-SP',
     spd='SPD',
     olor='OLOR',
     wise_ft='WiSE-FT',
@@ -25,8 +25,8 @@ NUMBERS = (
     'drift_mean alpha half_life iters batch size seed'
 )
 KEPT = dict(
-    agreement_restored='agreement %, statistics put back',
-    kl_restored='KL, nats, put back',
+    agreement_restored='agreement %, statistics restored',
+    kl_restored='KL, nats, restored',
     agreement='agreement %, as it is',
     drift_mean='drift %',
 )
@@ -37,20 +37,20 @@ images, then [the study of small tasks](#small-tasks)."""
 HEAD = """## Small tasks
 
 Printed from [results.csv](../../benchmarks/evidence/results.csv), a row for every run with its settings, seed, commit
-and machine; `python benchmarks/evidence/study.py --again 3` runs three random rows again.
+and machine. `python benchmarks/evidence/study.py --again 3` runs three random rows again.
 {done} of the {planned} runs that are planned are in it{open}.
 All runs start from torchvision's ImageNet MobileNetV2 and have {shortest:g} to {longest:g} steps, on {machines}.
-Learning rate and strength of every method are those that were best on the validation split, among {budget} settings for
-every method in classification and {dense} elsewhere, with one seed that is not among the others; the test split was
-looked at once, with the final runs.
+Learning rate and strength of every method are those that were best on the validation split, with one seed that is not
+among the others. Every method has {budget} settings in classification and {dense} elsewhere. The test split was looked
+at once, with the final runs.
 The drift budget has [a study of its own](evidence_budget.md).
-In *fashion-50* (Fashion-MNIST) and *digits-50* (MNIST) the number is that of training images a class; *trees* are
+In *fashion-50* (Fashion-MNIST) and *digits-50* (MNIST) the number is that of training images a class. *Trees* are
 trained on one site and tested on another.
 
-*Agreement* is the share of 124 crops of photos on which the old ImageNet classifier, put on the fine-tuned backbone,
-names the class that it did before; *KL* is the divergence from its original outputs. *Put back*: with the pre-trained
-norm statistics. *Drift* is ||w - w_0|| / ||w_0||, mean over the layers of the backbone. ± is the standard deviation
-over seeds. Differences to full fine-tuning are paired by seed, with a 95 % confidence interval (Student's t).
+The old ImageNet classifier is put on the fine-tuned backbone and asked about 124 crops of photos. *Agreement* is the
+share for which it names the same class as before, and *KL* the divergence from its original outputs. *Restored*: with
+the pre-trained norm statistics. *Drift* is ||w - w_0|| / ||w_0||, mean over the layers of the backbone. ± is the
+standard deviation over seeds. Differences to full fine-tuning are paired by seed, with a 95 % confidence interval (Student's t).
 """
 
 
@@ -238,7 +238,7 @@ def studies(table: pd.DataFrame) -> list[str]:
         for name, value, factor in (
             ('Top-1 on validation, %', 'value', 1),
             ('Drift, %', 'drift_mean', 100),
-            ('Agreement, %, statistics put back', 'agreement_restored', 1),
+            ('Agreement, %, statistics restored', 'agreement_restored', 1),
         ):
             for columns, what in (('half_life', 'half-life in steps'), ('share', 'half-life as a share of the run')):
                 made.append(f'### {name}, by {what}\n\n{markdown(pivot(runs, "run", columns, value, factor))}')
@@ -264,27 +264,27 @@ def studies(table: pd.DataFrame) -> list[str]:
 
 SHORT = """Difference to full fine-tuning, in points of each task's metric: top-1 for fashion and digits, box AP for
 boxes, mask AP for masks, mIoU for pixels. Bold: the 95 % confidence interval does not hold 0."""
-KEPT_HEAD = """The best metric is one question, the best trade another. Of all settings that were tried on validation,
-with one seed, those at most one point below the best of full fine-tuning, and of these the one of every method that
-changed the outputs of the old classifier least (KL, statistics put back)."""
+KEPT_HEAD = """The best metric is one question, the best trade another. Here are settings that are at most one point
+below the best of full fine-tuning, on validation with one seed. Of these it is the one of every method that changed the
+outputs of the old classifier least (KL, statistics restored)."""
 TRANSFER = """Each level was chosen by its half-life, of the layer nearest the input, at the start of the schedule: in
 steps, or as a share of the run. Where a level means the same in all runs, a column reads alike from top to bottom.
 Mean of 3 seeds."""
 CHOSEN = """\\* marks a learning rate at the edge of those that were tried: better ones may lie beyond. The settings of
 fashion-50 and digits-50 are those of 10 and 200 images a class too."""
-ABLATIONS = """All at the learning rate that is best without rollback, and `max_level` 0.1 unless said; differences are
+ABLATIONS = """All at the learning rate that is best without rollback, and `max_level` 0.1 unless said. Differences are
 to the first. *uniform*: the same level in all layers (`power=0`); *inverted*: the deepest block is pulled back most;
 *tensor*: layers counted as the reference code does; *constant*: the level does not follow the learning rate;
 *new*: provenance off, the new head is anchored to its random start as well; *strong*: level 0.3."""
 PROVENANCE = """The same runs, with differences to those that are alike but for the head: what no checkpoint held is
 left to the optimizer, or (*new*) pulled back to its random start."""
-PHOTOS = """The runs above once more, with statistics put back. The old classifier was asked about the 124 crops of 13
+PHOTOS = """The runs above once more, with statistics restored. The old classifier was asked about the 124 crops of 13
 photos of scikit-image, and (*others*) about 204 crops of 35 photos among the examples of OpenCV."""
 STATISTICS = """Each at the settings that were best with updated statistics. *Frozen*: `norm_eval=True`. Updated and
-put back are the columns of that name."""
-CHAIN = """The metric on the first task before the second was learned; after it, with the first head on what the
-second left of the rest; and that with the norm statistics of the first task put back. First those that were best on
-validation, then some that are pulled back more."""
+restored are the columns of that name."""
+CHAIN = """*Before* is the metric on the first task before the second was learned. *After* has the first head on
+what the second left of the rest, *restored* the norm statistics of the first task too. First come those that were best
+on validation, then some that are pulled back more."""
 
 
 def on_photos(rows: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
@@ -309,7 +309,7 @@ def levels(rows: pd.DataFrame) -> pd.DataFrame:
             'power': f'{o.get("power", 1):g}',
             'coupling': o.get('coupling', 'lr'),
             'top-1': f'{row.value:.1f}',
-            'agreement %, put back': f'{row.agreement_restored:.1f}',
+            'agreement %, restored': f'{row.agreement_restored:.1f}',
             'drift %': f'{100 * row.drift_mean:.1f}',
         }
         for o, row in zip(options, rows.itertuples())
@@ -325,7 +325,7 @@ def chain(rows: pd.DataFrame) -> pd.DataFrame:
         row['second task'] = mean_sd(of['value'] * factor)
         row['first task, before'] = mean_sd(of['before'] * factor)
         row['after'] = mean_sd(of['old'] * factor)
-        row['after, statistics put back'] = mean_sd(of['old_restored'] * factor)
+        row['after, statistics restored'] = mean_sd(of['old_restored'] * factor)
         row['forgotten'] = mean_sd((of['before'] - of['old_restored']) * factor)
         shown.append(row)
     return pd.DataFrame(shown)

@@ -237,7 +237,7 @@ class Pretrained:
         return found
 
     def retention(self, state: dict[str, Tensor], library: str) -> dict[str, float]:
-        """Agreement (%) and KL divergence (nats) with the statistics as they are and put back, and drift by depth."""
+        """Agreement (%) and KL divergence (nats) with the statistics as they are and restored, and drift by depth."""
         moved = self.renamed(state, library)
         weights = {name: value for name, value in moved.items() if 'running' not in name}
         row = {}
