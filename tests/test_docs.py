@@ -86,6 +86,15 @@ def few_images(data, tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
+def downloaded(data, tmp_path, monkeypatch):
+    """torchvision's file of ImageNet weights, where a download would leave it."""
+    folder = tmp_path / 'torch_home/hub/checkpoints'
+    folder.mkdir(parents=True)
+    (folder / 'mobilenet_v2-b0353104.pth').symlink_to(data / 'weights/mobilenet_v2_torchvision.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch_home'))
+
+
+@pytest.fixture
 def own_registries() -> Iterator[None]:
     """What a page registers is gone after it."""
     kept = {id(registry): (registry, dict(registry)) for registry in (RULES, OPTIMIZERS.module_dict)}
@@ -122,14 +131,14 @@ SLOW = [page for page in WITH_BLOCKS if any(token.info.strip() == 'bash' for tok
 
 
 @pytest.mark.parametrize('page', WITH_BLOCKS, ids=str)
-def test_the_blocks_of_a_page_run(page, data, tmp_path, monkeypatch, few_images, own_registries):
+def test_the_blocks_of_a_page_run(page, downloaded, tmp_path, monkeypatch, few_images, own_registries):
     monkeypatch.chdir(tmp_path)
     run_page(page, tmp_path, quick=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('page', SLOW, ids=str)
-def test_the_blocks_of_a_page_run_as_a_user_runs_them(page, data, tmp_path, monkeypatch, own_registries):
+def test_the_blocks_of_a_page_run_as_a_user_runs_them(page, downloaded, tmp_path, monkeypatch, own_registries):
     monkeypatch.chdir(tmp_path)
     run_page(page, tmp_path, quick=False)
 
@@ -201,14 +210,17 @@ def test_the_messages_of_trouble_shooting_are_those_of_the_source():
 
 
 def test_figures_of_readme_and_guide_are_those_of_the_studies():
-    pages = ('README', 'docs/en/choosing_how_strong', 'docs/en/evidence_tables', 'docs/en/benchmarks/add_classes')
-    readme, guide, study, added = ((ROOT / f'{page}.md').read_text() for page in pages)
+    pages = ('README', *(f'docs/en/{page}' for page in ('choosing_how_strong', 'evidence_tables', 'evidence_budget')))
+    readme, guide, study, budgets = ((ROOT / f'{page}.md').read_text() for page in pages)
+    added = (ROOT / 'docs/en/benchmarks/add_classes.md').read_text()
     quoted = re.findall(r'\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]', readme + guide)
     assert len(quoted) > 20
     assert not [figure for figure in quoted if figure not in study]
     costs = readme.split('## What it keeps')[1].split('\n## ')[0]
     aps = re.findall(r'0\.\d{3}', costs)
     assert len(aps) == 5 and not [figure for figure in aps if figure not in added]
+    tops = re.findall(r'\d\d\.\d(?!\d)', costs)
+    assert len(tops) == 2 and not [figure for figure in tops if figure not in budgets]
 
 
 @pytest.mark.parametrize('module', [m.name for m in pkgutil.walk_packages([str(ROOT / 'olor_mm')], 'olor_mm.')])
