@@ -135,10 +135,11 @@ def plan() -> Iterator[dict]:
         *((free, second), (free, third), (others, second), (others, third)),
     ):
         yield from of_seed(seed)
-    for i in range(len(SEEDS)):  # a seed of every task first
-        for task, network, lr in TRADES[1:]:
-            for seed in (DENSE_SEEDS if task in TASKS else SEEDS)[i : i + 1]:
-                yield from trades(task, network, lr, seed)
+    small, dense = ([trade for trade in TRADES[1:] if (trade[0] in TASKS) == is_dense] for is_dense in (False, True))
+    a_seed_of_every_task = (small, first), (dense, DENSE_SEEDS[0])
+    for tasks, seed in (*a_seed_of_every_task, (small, second), (small, third), (dense, DENSE_SEEDS[1])):
+        for task in tasks:
+            yield from trades(*task, seed)
 
 
 def results() -> dict[str, dict]:

@@ -50,7 +50,8 @@ trained on one site and tested on another.
 The old ImageNet classifier is put on the fine-tuned backbone and asked about 124 crops of photos. *Agreement* is the
 share for which it names the same class as before, and *KL* the divergence from its original outputs. *Restored*: with
 the pre-trained norm statistics. *Drift* is ||w - w_0|| / ||w_0||, mean over the layers of the backbone. ± is the
-standard deviation over seeds. Differences to full fine-tuning are paired by seed, with a 95 % confidence interval (Student's t).
+standard deviation over seeds. Differences to full fine-tuning are paired by seed, with a 95 % confidence interval
+(Student's t).
 """
 
 
