@@ -52,6 +52,8 @@ def config_text(
         classes=tuple(data.classes),
         data_root=f'{data_root}/',
     )
+    # the config that a run has dumped names that run's folder, and may say that it was resumed
+    settings |= {key: value for key, value in dict(work_dir=None, resume=False).items() if base.get(key)}
     if base.get('data_preprocessor', {}).get('num_classes'):
         settings['data_preprocessor'] = dict(num_classes=number)
     settings |= dict(

@@ -73,6 +73,18 @@ def test_what_is_written_trains_and_is_tested(task, data, tmp_path):
     assert checkpoint['meta']['iter'] == 2
 
 
+def test_the_config_in_a_work_dir_leads_to_a_run_in_another_one(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(ROOT / CLASSIFICATION)
+    cfg.merge_from_dict(dict(work_dir='work_dirs/first', resume=True))
+    cfg.dump('first.py')
+    weights = data / 'weights/mobilenet_v2_mmpretrain.pth'
+    options = '--task', 'classification', '--config', 'first.py', '--checkpoint', weights
+    init(data / 'digits', *options, '--out', 'second.py')
+    second = Config.fromfile('second.py')
+    assert second.work_dir is None and not second.resume
+
+
 @pytest.mark.parametrize('config, task', STOCK)
 def test_stock_configs_get_the_classes_of_the_data(config, task, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
