@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINED = 'configs/demo/fcos_mobilenet-v2-fpn_1xb8-10e_digits-128px.py'
 CLASSES = [f'digit {digit}' for digit in (0, 2, 4, 1, 3, 5)]
 OLD, NEW = 'data/demo/old', 'data/demo/new'  # of three classes each
-RUNS = ('before', 'plain', 'ours')
+RUNS = dict(before='before', plain='plain fine-tuning', ours='olor_mm')  # folders, and what they are called
 EPOCHS = 6
 PLAIN = """# What fine-tuning is without olor_mm: a new head, free weights, and the annotations of the new images alone.
 _base_ = 'ours.py'
@@ -41,7 +41,7 @@ optim_wrapper = dict(paramwise_cfg=dict(rollback=dict(max_level=0.0, min_level=0
 """
 ABOUT = (
     'A detector was trained on photos with the digits 0, 2 and 4. Then it learns 1, 3 and 5, from other photos, where '
-    'nothing but these is annotated. "plain" is fine-tuning with a new head. "ours" is init --keep-classes and the '
+    'nothing but these is annotated. Plain fine-tuning has a new head. "olor_mm" is init --keep-classes and the '
     'commands that it prints: it keeps the rows of the head of old classes, the old model labels old classes in the '
     'new photos, and weights are rolled back towards it.'
 )
@@ -125,7 +125,7 @@ def results(runs: dict[str, Run]) -> pd.DataFrame:
     for name, run in runs.items():
         groups = ('', None) if name == 'before' else ('_old', '_new')
         keys = [group is not None and f'coco/bbox_mAP{kind}{group}' for group in groups for kind in ('_50', '')]
-        table[name] = [f'{Measure(key).of(run).iloc[-1]:.3f}' if key else '-' for key in keys]
+        table[RUNS[name]] = [f'{Measure(key).of(run).iloc[-1]:.3f}' if key else '-' for key in keys]
     columns = ['AP50 old', 'AP old', 'AP50 new', 'AP new']
     return pd.DataFrame.from_dict(table, orient='index', columns=columns)
 
@@ -136,8 +136,8 @@ def report(runs: dict[str, Run], table: pd.DataFrame, out: Path) -> None:
     page.text(ABOUT)
     page.table(table)
     models = {
-        f'{name}\nAP50 old {row.iloc[0]}\nAP50 new {row.iloc[2]}': (runs[name].cfg, runs[name].checkpoint)
-        for name, row in table.iterrows()
+        f'{name}\nAP50 old {row.iloc[0]}\nAP50 new {row.iloc[2]}': (run.cfg, run.checkpoint)
+        for run, (name, row) in zip(runs.values(), table.iterrows())
     }
     caption = 'The same test images three times. Cold colours are old classes, warm colours new ones.'
     with quiet():
@@ -146,7 +146,7 @@ def report(runs: dict[str, Run], table: pd.DataFrame, out: Path) -> None:
         page.figure('images', draw(models, [ROOT / OLD, ROOT / NEW], CLASSES), caption)
     page.heading('While they train')
     measures = [Measure(f'coco/bbox_mAP_50_{group}') for group in ('old', 'new')]
-    curves = draw_curves({name: [runs[name]] for name in ('plain', 'ours')}, measures)
+    curves = draw_curves({RUNS[name]: [runs[name]] for name in ('plain', 'ours')}, measures)
     page.figure('curves', curves, 'AP50 of old and new classes on the test images after each epoch.')
     page.text('One seed, 60 test images. Their photos and their handwriting are not those of training.')
     page.write(out)
