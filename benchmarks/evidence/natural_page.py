@@ -13,9 +13,14 @@ RESULTS = HERE / 'results.csv'
 
 HEAD = """# Does it help?
 
-Printed by `make evidence`. {done} of {planned} planned runs of the [new study](../../benchmarks/evidence/natural.csv)
-are included{machines}; a question uses what is complete. [All settings, and 842 runs on 12 small
-tasks](evidence_tables.md), [drift budgets over learning rates](evidence_budget.md).
+Does olor_mm keep what a model knew, does it help the new task, and what should you set? Each question has its answer
+first, then a table, then what would change the answer. Behind this page: [all settings](evidence_tables.md), and [drift
+budgets over learning rates](evidence_budget.md)."""
+
+MEASURED = """## How it was measured
+
+`make evidence` prints this page. Of the [study of natural images](../../benchmarks/evidence/natural.csv), {done} of
+{planned} planned runs are in it{machines}, and a question uses what is complete.
 
 - **Networks**: ImageNet's MobileNetV2 and EfficientNet-Lite0. **New tasks**: PACS, Caltech-101, Fashion-MNIST.
 - **Old task**: 1,000 ImageNet photos with labels, one a class, for the old classifier on the new backbone with its
@@ -86,10 +91,11 @@ def page(rows: list[dict]) -> str:
     answers = [short(frame), *(question(frame) for question in (shift, near, chain, long))]
     told = [parts for parts in answers if NONE not in parts]
     open_ones = [f'- {parts[0].splitlines()[0].removeprefix("## ")}' for parts in answers if NONE in parts]
-    head = HEAD.format(done=done, planned=len(planned), machines=f', on {machines}' if machines else '')
-    made = [head, *(part for parts in told for part in parts), *small_tasks(read(RESULTS))]
+    made = [HEAD, *(part for parts in told for part in parts), *small_tasks(read(RESULTS))]
     if open_ones:
         made += ['## Not answered yet', f'{NONE} The rest of the plan answers:', '\n'.join(open_ones)]
+    machines = f', on {machines}' if machines else ''
+    made.append(MEASURED.format(done=done, planned=len(planned), machines=machines))
     return '\n\n'.join(made) + '\n'
 
 

@@ -214,10 +214,10 @@ def chain(frame: pd.DataFrame) -> list[str]:
     for task, of in pd.DataFrame(lines).groupby('task', sort=False):
         said.append(f'{task} ' + ', '.join(f'{share} % ({way})' for way, share in zip(of['way'], of['of before, %'])))
     made.append(f'Of the first task is left: {"; ".join(said)}.')
-    text = (
-        'Top-1, AP or mIoU, in %. In the first rows, of the settings at most a point below plain on validation, those'
-    )
-    return [*made, *figure, f'{text} that keep most.', markdown(pd.DataFrame(lines)), CHANGES['chain']]
+    text = 'Top-1, AP or mIoU, in %.'
+    if figure:
+        text += ' The first rows have settings at most a point below plain on validation, and of these what keeps most.'
+    return [*made, *figure, text, markdown(pd.DataFrame(lines)), CHANGES['chain']]
 
 
 def pull(iters: int) -> float:
