@@ -58,6 +58,8 @@ WHY = """Why drift still depends on the rate: a budget is a bound, not a target,
   for rates x8. With a level it grows like x, a factor of 8.
 - **Short runs at low rates.** Where plain fine-tuning itself moves weights by less than the budget, there is little to
   hold back. So the smaller budget carries over better."""
+OTHERS = """One number carries over to another length or batch, then, and not to another optimizer. Its steps are of
+another length, and turn more or less often, so they come to rest elsewhere within the budget."""
 
 
 def spread(rows: pd.DataFrame, part: str) -> dict[str, str]:
@@ -94,8 +96,6 @@ def invariance(frame: pd.DataFrame) -> list[dict]:
 
 def invariance_table(found: list[dict]) -> str:
     """One line for every change and network: the fixed level against the fixed budgets."""
-    if not found:
-        return ''
     frame = pd.DataFrame(found)
     columns = dict(factors='drift, factor', ranges='agreement, points')
     lines = []
@@ -218,6 +218,15 @@ def invariance_answer(found: list[dict]) -> str:
     return f'Over learning rates x8, runs with one budget differ {said[0]}. With one level they differ {said[1]}.'
 
 
+def others_answer(found: list[dict]) -> str:
+    """The same over all that is not the learning rate."""
+    said = []
+    for what, of in pd.DataFrame(found).groupby('what', sort=False):
+        kinds = (of.loc[of['name'].str.startswith(kind), 'factor'] for kind in ('budget', 'level'))
+        said.append(f'over {what} ' + ' and '.join(f'{of_kind.min():.1f} to {of_kind.max():.1f}' for of_kind in kinds))
+    return f'Drift differs by these factors with one budget, and with one level: {"; ".join(said)}.'
+
+
 def shape_answer(rows: pd.DataFrame) -> str:
     """The answer in a sentence: what a shape changes against one number of the same mean."""
     at = ['network', 'mean', 'seed']
@@ -260,7 +269,8 @@ def sections(frame: pd.DataFrame) -> list[str]:
         made += [rates_table(found, frame), WHY]
         for network in NETWORKS:
             made += drawn(draw_invariance(frame, network), f'budget_{network}', f'Drift and agreement, {network}')
-        made.append(invariance_table([row for row in found if row['what'] != CHANGES['rates']]))
+        if others := [row for row in found if row['what'] != CHANGES['rates']]:
+            made += [others_answer(others), OTHERS, invariance_table(others)]
     for task, network in dict.fromkeys(of[:2] for of in TRADES):
         parts = trade_parts(frame, task, network)
         if not any(PLAIN in set(part['family']) for part in parts.values()):
