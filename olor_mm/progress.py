@@ -10,13 +10,18 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 def tracked(items: Iterable, what: str, total: int | None = None) -> Iterable:
     """The items, with a progress bar while they are taken; ``total`` is their number where they have no ``len``."""
-    return track(items, what, total, console=Console(file=sys.stderr), transient=True)
+    console = Console(file=sys.stderr)
+    return track(items, what, total, console=console, transient=True) if console.is_terminal else items
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Show what is done and for how long, where it is not known how much is left."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:  # rich would end its bar by an empty line
+        yield
+        return
     columns = SpinnerColumn(), TextColumn('{task.description}'), TimeElapsedColumn()
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task(what, total=None)
         yield

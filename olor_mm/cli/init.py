@@ -59,7 +59,8 @@ def main() -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     steps = math.ceil(used.images / batch) * args.epochs
-    print(f'{out.name}: {len(used.classes)} classes, {used.images} training images, {steps} iterations. Go on with')
+    classes = f'{len(used.classes)} {"class" if len(used.classes) == 1 else "classes"}'
+    print(f'{out.name}: {classes}, {used.images} training images, {steps} iterations. Go on with')
     shown = shlex.quote(str(out) if out.parent != Path.cwd() else out.name)
     if keep:
         labels = args.task, args.config, args.checkpoint, args.old_classes, Source(data, data_root), keep.joined.labels
