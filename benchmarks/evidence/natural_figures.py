@@ -6,7 +6,7 @@ from budget_figures import LOOKS as OF_BUDGETS
 from budget_figures import draw_curve, finish
 from matplotlib.figure import Figure
 from natural import BUDGET, DECOUPLED, LEVEL, PAPER, PLAIN, PROBE, WISE_FT
-from natural_tables import NEW, OLD, ORDER
+from natural_tables import NEW, OLD, ORDER, complete
 
 LOOKS = {  # colours of Okabe and Ito; marker and line too, for print
     PLAIN: OF_BUDGETS['plain fine-tuning'],
@@ -25,8 +25,10 @@ CURVES = (PLAIN, WISE_FT, LEVEL, BUDGET, DECOUPLED, 'SPD')
 
 def curve(of: pd.DataFrame, family: str) -> pd.DataFrame:
     """Mean and range over the seeds of new and old task, a row a setting, from weak to strong."""
-    table = of.groupby('setting').agg(
-        value=(NEW, 'mean'), low=(NEW, 'min'), high=(NEW, 'max'), kept=(OLD, 'mean'), seeds=('seed', 'nunique')
+    table = (
+        complete(of)
+        .groupby('setting')
+        .agg(value=(NEW, 'mean'), low=(NEW, 'min'), high=(NEW, 'max'), kept=(OLD, 'mean'), seeds=('seed', 'nunique'))
     )
     return table.reindex([one for one in ORDER[family] if one in table.index])
 

@@ -3,9 +3,21 @@
 from collections.abc import Iterator
 
 import pandas as pd
-from natural import BUDGET, LENGTHS, LONG_RATES, PLAIN, ROWS, SHIFT, plan
+from natural import BUDGET, LENGTHS, LONG_RATES, PLAIN, ROWS, TUNED_SHIFT, plan
 from natural_questions import DOCS, MILD, NONE, chain, listed, long, near, shift, title_of
-from natural_tables import HELD_OUT, NEW, OLD, against, averaged, better_in_both, chosen, details, frame_of, interval
+from natural_tables import (
+    HELD_OUT,
+    NEW,
+    OLD,
+    against,
+    averaged,
+    better_in_both,
+    chosen,
+    details,
+    frame_of,
+    interval,
+    of_cell,
+)
 from rows import HERE, read
 from tables import NAMES, finals_of, in_short, markdown, numbers
 
@@ -49,7 +61,7 @@ def standings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str | No
     near, shift, chain, long = (frame[frame['part'] == part] for part in ('near', 'shift', 'chain', 'long'))
     for cell, of in near.groupby('cell', sort=False):
         yield title_of(cell), averaged(of), chosen(of).get(PLAIN)
-    best = chosen(shift[shift['size'] == min(SHIFT)]).get(PLAIN)
+    best = chosen(of_cell(shift, TUNED_SHIFT)).get(PLAIN)
     for size, of in shift.groupby('size'):
         yield f'PACS, held-out domain, {size} a class', averaged(of, HELD_OUT), best
     if len(chain):

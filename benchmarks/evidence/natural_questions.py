@@ -16,6 +16,7 @@ from natural import (
     PLAIN,
     RECOMMENDED,
     SHIFT,
+    TUNED_SHIFT,
 )
 from natural_figures import draw_differences, draw_lengths, draw_trades
 from natural_tables import (
@@ -28,6 +29,7 @@ from natural_tables import (
     compared,
     interval,
     keepers,
+    of_cell,
     of_settings,
     setting_of,
 )
@@ -129,8 +131,7 @@ def near(frame: pd.DataFrame) -> list[str]:
 def shift(frame: pd.DataFrame) -> list[str]:
     made = ['## A shift of domain: does it help there?']
     rows = frame[frame['part'] == 'shift']
-    tuned = rows[rows['size'] == min(SHIFT)]
-    best = chosen(tuned) if tuned['cell'].nunique() == len(SHIFT[20]) else {}
+    best = chosen(of_cell(rows, TUNED_SHIFT))
     if PLAIN not in best:
         return [*made, NONE]
     tables, lines, said = {}, {family: {'': family} for family in FAMILIES if family in best}, []
@@ -153,6 +154,8 @@ def shift(frame: pd.DataFrame) -> list[str]:
                 line[f'{size}: {name}, %'] = f'{table.loc[family, "mean"]:.1f}'
                 line[f'{size}: {name}, difference'] = interval(table.loc[family])
             line[f'{size}: ImageNet, %'] = f'{kept[family]:.1f}'
+    if not said:
+        return [*made, NONE]
     made.append('. '.join(said) + '.')
     made.append(drawn(draw_differences(tables), 'shift', 'Differences within three domains and in the fourth'))
     made.append(f'PACS, mean over the four held-out domains; {" and ".join(seeds)} a class and domain:')

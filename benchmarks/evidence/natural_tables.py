@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
-from natural import FAMILIES, LITE0, PLAIN, STRENGTHS, settings
+from natural import FAMILIES, LITE0, PLAIN, STRENGTHS, Cell, settings
 from scipy import stats
 from tables import markdown, mean_sd
 
@@ -62,6 +62,10 @@ def frame_of(rows: list[dict]) -> pd.DataFrame:
     return frame.drop_duplicates('key', keep='last')
 
 
+def of_cell(rows: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+    return rows[(rows['data'] == cell.data) & (rows['size'] == cell.size)]
+
+
 def chosen(rows: pd.DataFrame) -> dict[str, str]:
     """Family to the setting with the highest mean on validation, over the seeds that have all settings in all cells."""
     found, cells = {}, rows['cell'].nunique()
@@ -71,6 +75,12 @@ def chosen(rows: pd.DataFrame) -> dict[str, str]:
         if len(table):
             found[family] = table.mean().idxmax()
     return found
+
+
+def complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the seeds with which most settings were run: of the others, only what had been chosen was."""
+    counts = rows.groupby('seed').size()
+    return rows[rows['seed'].isin(counts.index[counts == counts.max()])]
 
 
 def of_settings(rows: pd.DataFrame, picked: dict[str, str]) -> pd.DataFrame:
@@ -83,7 +93,7 @@ def by_seed(rows: pd.DataFrame, picked: dict[str, dict[str, str]], key: str) -> 
         of_settings(rows[rows['cell'] == cell], of_cell).pivot(index='seed', columns='family', values=key)
         for cell, of_cell in picked.items()
     ]
-    table = sum(parts[1:], parts[0]) / len(parts)
+    table = (sum(parts[1:], parts[0]) / len(parts)).dropna(axis=1, how='all')
     return table[[family for family in FAMILIES if family in table]]
 
 
@@ -115,11 +125,8 @@ def interval(row: pd.Series) -> str:
 
 
 def keepers(rows: pd.DataFrame) -> dict[str, str]:
-    """Family to the setting that keeps most of the old task, of those at most a point below plain on validation.
-
-    A setting's means are over its own seeds.
-    """
-    best = chosen(rows)
+    """Family to the setting that keeps most of the old task, of those at most a point below plain on validation."""
+    rows, best = complete(rows), chosen(rows)
     if PLAIN not in best:
         return {}
     means = rows.groupby(['family', 'setting'])[['val', OLD]].mean()

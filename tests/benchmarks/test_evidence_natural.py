@@ -90,7 +90,7 @@ def test_the_plan_fits_in_a_day_and_its_runs_have_keys_of_their_own():
         same = known.setdefault(trial['key'], trial)
         assert same == trial
     hours = sum(seconds(trial) for trial in known.values()) / 3600
-    assert 12 < hours < 24
+    assert 8 < hours < 24
 
 
 def test_methods_are_tried_at_the_rate_that_is_best_without_them():
@@ -102,24 +102,30 @@ def test_methods_are_tried_at_the_rate_that_is_best_without_them():
     assert tried and {trial['options']['lr'] for trial in tried} == {natural.RATES[2]}
 
 
-def test_what_was_best_on_validation_in_the_mean_over_seeds_gets_all_seeds():
+def test_what_is_best_gets_all_seeds_and_what_keeps_most_for_a_point_a_few():
     levels = [options['max_level'] for _, options in natural.settings(natural.LEVEL, 1e-3)]
 
     def values(trial):
         options = trial['options']
         if options.get('power') != 0.0:
             return best_rate(trial)
-        at = levels.index(options['max_level'])  # the fourth is best in the mean, another one with each seed
-        return dict(val=86.0 if at == 3 else 90.0 if at == trial['seed'] else 70.0, test=50.0 + at)
+        at = levels.index(options['max_level'])  # the fourth is best, with other seeds the second would be
+        is_best = at == (1 if trial['seed'] else 3)
+        return dict(val=86.0 if is_best else 84.5 if at < 5 else 70.0, old_restored=40.0 + at)
 
     found = played(values, ('near',))
     of_level = [one for one in found if '"power": 0.0' in one['options'] and one['network'] == natural.MOBILENET]
-    late = {json.loads(one['options'])['max_level'] for one in of_level if int(one['seed']) > 2}
-    assert late == {levels[3]}
+    run = {
+        seed: {json.loads(one['options'])['max_level'] for one in of_level if int(one['seed']) == seed}
+        for seed in natural.SEEDS
+    }
+    assert run[0] == set(levels) and run[1] == run[2] == {levels[3], levels[4]} and run[3] == run[4] == {levels[3]}
     frame = natural_tables.frame_of(found)
     for cell in natural.NEAR:
-        rows = frame[frame['cell'] == f'{cell.data} {cell.size}']
+        rows = natural_tables.of_cell(frame[frame['network'] == natural.MOBILENET], cell)
         assert natural_tables.chosen(rows)[natural.LEVEL] == f'max_level {levels[3]}, power 0.0'
+        assert natural_tables.keepers(rows)[natural.LEVEL] == f'max_level {levels[4]}, power 0.0'
+        assert set(natural_tables.complete(rows)['seed']) == {0}
 
 
 def test_shift_takes_the_choice_of_20_images_to_100():
@@ -243,10 +249,8 @@ def test_the_page_answers_each_question_from_the_rows_and_lists_those_without(tm
         f'{name}.png' for name in ('chain', 'long', 'near', 'shift')
     ]
     assert f'better than plain fine-tuning: {natural.BUDGET}; worse: none' in page
-    assert (
-        '| Caltech-101, 15 a class | 5 | +2.1 [' in page
-        and 'In 9 of 9 cases with two or more seeds no other setting' in page
-    )
+    assert '| Caltech-101, 15 a class | 5 | +2.1 [' in page
+    assert 'In 8 of 8 cases with two or more seeds no other setting' in page
     for part in page.split('\n## ')[1:]:
         assert sum(line.startswith('| ') for line in part.splitlines()) - 2 <= 10
 
