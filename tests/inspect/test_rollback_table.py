@@ -15,6 +15,7 @@ from conftest import ROOT
 from digits import config
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_torchvision_models
 from rich.console import Console
@@ -136,6 +137,14 @@ def test_what_is_in_the_cache_is_loaded_and_decides(tmp_path, cache):
         assert any(row.w) == is_held, row.name
         assert (row.source == 'new') == (row.name.removeprefix('backbone.') not in state), row.name
     assert 'Declared' not in printed(report)
+
+
+def test_a_checkpoint_of_which_another_one_leaves_nothing_is_not_listed(tmp_path, cache):
+    cfg = detector(tmp_path)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'all.pth')
+    cfg.load_from = str(tmp_path / 'all.pth')
+    assert examine(cfg).sources == {cfg.load_from: 'loaded'}
 
 
 def test_lines_for_a_config_without_rollback_give_what_is_shown(tmp_path, cache):
