@@ -243,8 +243,8 @@ def trade_answer(kept: dict[str, dict[int, float]]) -> str:
     """The answer in a sentence, by the figures of :func:`trade_table`."""
     said = []
     for cost in (1, 3):
-        order = sorted((-of[cost], kind) for kind, of in kept.items() if not np.isnan(of[cost]))
-        ranks = [f'{kind} {-value:.0f} %' for value, kind in order]
+        order = sorted((-of[cost], kind) for kind, of in kept.items() if round(np.nan_to_num(of[cost])))
+        ranks = [f'{kind} ({-value:.0f} %)' for value, kind in order] or ['nothing']
         said.append(f'at a cost of at most {cost} {"point" if cost == 1 else "points"}: {", ".join(ranks)}')
     return f'Most kept, {"; ".join(said)}.'
 
