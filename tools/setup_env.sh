@@ -67,7 +67,8 @@ if [ -n "$lock" ]; then
     awk -v names=" $(grep -o '^[a-z]*' "$needs/build.txt" | tr '\n' ' ')" \
         '/^[a-z]/ { split($1, at, "=="); wanted = index(names, " " at[1] " ") } wanted' "$lock" >"$venv/build.txt"
     pip install --require-hashes --no-deps -r "$venv/build.txt"
-    pip install --require-hashes --no-deps --no-build-isolation -r "$lock"
+    # Python compiles what it imports; all of torch would take half a minute
+    pip install --require-hashes --no-deps --no-build-isolation --no-compile -r "$lock"
 else
     pip install -r "$needs/build.txt"
     say "torch and torchvision"
