@@ -43,7 +43,7 @@ if [ ! -d "$venv/lib" ]; then
     [ "$free" -ge "$NEEDED_GIB" ] || fail "$free GiB of disk space left in $PWD; torch, its libraries and the OpenMMLab stack need $NEEDED_GIB GiB"
 fi
 
-say "virtual environment in $venv with $("$python" --version); it takes 3 to 10 minutes, most of it for torch"
+say "virtual environment in $venv with $("$python" --version); it takes 2 to 10 minutes, most of it for torch"
 "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@" || fail "pip $* failed; its own message is above. Is a package index reachable?"; }
 wheel=""
