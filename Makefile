@@ -17,7 +17,7 @@ PYTEST = OMP_NUM_THREADS=1 $(1) -m pytest -n auto --maxprocesses 4 --dist loadfi
 .PHONY: help setup operators demo evidence data test test-all test-upstream test-core test-matrix coverage docs lint clean
 
 help:
-	@echo 'make demo      teach a detector new classes, by plain fine-tuning and by olor_mm, and compare (6 minutes after set-up)'
+	@echo 'make demo      teach a detector new classes, by plain fine-tuning and by olor_mm, and compare (5 minutes after set-up)'
 	@echo 'make test      run lint and the quick tests (12 minutes after set-up)'
 	@echo 'make test-all  run lint and all tests, the slow ones too'
 	@echo 'make test-upstream  run the quick tests with the upstream packages of OpenMMLab, in .venv-upstream'

@@ -28,7 +28,7 @@ from olor_mm.compare.statistics import Measure
 from olor_mm.inspect.libraries import quiet
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINED = 'configs/demo/fcos_mobilenet-v2-fpn_1xb8-10e_digits-128px.py'
+TRAINED = 'configs/demo/fcos_mobilenet-v2-fpn_1xb8-8e_digits-128px.py'
 CLASSES = [f'digit {digit}' for digit in (0, 2, 4, 1, 3, 5)]
 OLD, NEW = 'data/demo/old', 'data/demo/new'  # of three classes each
 RUNS = dict(before='before', plain='plain fine-tuning', ours='olor_mm')  # folders, and what they are called

@@ -67,7 +67,7 @@ def test_the_wheel_carries_configs_tools_and_the_model_index(wheel, sources, tmp
     [scripts] = wheel.glob('*.dist-info/entry_points.txt')
     assert scripts.read_text().split() == ['[console_scripts]', 'olor', '=', 'olor_mm.__main__:main']
     code = "import sys; sys.argv = ['bin/olor', 'list', 'configs']; from olor_mm.__main__ import main; main()"
-    assert 'olor_mm::demo/fcos_mobilenet-v2-fpn_1xb8-10e_digits-128px.py' in python(code, tmp_path, path=wheel)
+    assert 'olor_mm::demo/fcos_mobilenet-v2-fpn_1xb8-8e_digits-128px.py' in python(code, tmp_path, path=wheel)
     [metadata] = wheel.glob('*.dist-info/METADATA')
     fields = message_from_string(metadata.read_text())
     (tmp_path / 'own.py').write_text(OWN)

@@ -61,10 +61,10 @@ optim_wrapper = dict(
     paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),
     clip_grad=dict(max_norm=10.0),
 )
-train_cfg = dict(max_epochs=10, val_interval=10)
+train_cfg = dict(max_epochs=8, val_interval=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=10, T_max=10, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=8, T_max=8, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=10))
+default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=8))
 randomness = dict(seed=0)
