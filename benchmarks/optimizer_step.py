@@ -114,6 +114,13 @@ def with_gradients(model: nn.Module) -> nn.Module:
     return model
 
 
+def model_of(name: str, weights: str) -> nn.Module:
+    """The model with the weights of a file, and random gradients."""
+    model = with_gradients(stock_model(MODELS[name]))
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model
+
+
 def measure(model: nn.Module, rows: dict, repeats: int, what: str) -> tuple[dict[str, float], dict[str, Optimizer]]:
     """Median milliseconds of a step of every row, and the optimizers after it."""
     optimizers = {}
@@ -151,8 +158,7 @@ def resident(model_name: str, weights: str, row: str) -> tuple[int, int, int]:
     for _ in range(3):  # loads numba; once, whatever the model
         warm.step()
     kernels = process.memory_info().rss - before
-    model = with_gradients(stock_model(MODELS[model_name]))
-    model.load_state_dict(torch.load(weights, weights_only=True))
+    model = model_of(model_name, weights)
     before = process.memory_info().rss
     optimizer = adamw_rows(weights)[row](model)
     for _ in range(3):
@@ -188,8 +194,7 @@ def timed(model_name: str, weights: str, repeats: int) -> list[dict]:
     To be called in a process of its own: for ViT-B the optimizers take 19 GiB, which the allocator would not give back.
     """
     start(repeats)
-    model = with_gradients(stock_model(MODELS[model_name]))
-    model.load_state_dict(torch.load(weights, weights_only=True))
+    model = model_of(model_name, weights)
     times, optimizers = measure(model, adamw_rows(weights), repeats, f'{model_name}, AdamW')
     records = [
         dict(model=model_name, row=name, ms=ms, ratio=ms / times[UNIT], groups=len(optimizers[name].param_groups))

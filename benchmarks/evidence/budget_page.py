@@ -205,15 +205,19 @@ def above(points: pd.DataFrame, plain: pd.DataFrame) -> str:
     return f'{gap.mean():+.1f} ({gap.min():+.1f} to {gap.max():+.1f})'
 
 
+def budgets_and_levels(found: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    is_budget, is_level = (found['name'].str.startswith(kind) for kind in ('budget', 'level'))
+    return found[is_budget], found[is_level]
+
+
 def invariance_answer(found: list[dict]) -> str:
     """The answer in a sentence: over learning rates, budgets against levels."""
     rates = pd.DataFrame(found)
     rates = rates[rates['what'] == CHANGES['rates']]
-    is_budget, is_level = (rates['name'].str.startswith(kind) for kind in ('budget', 'level'))
     said = [
         f'by a factor of {of["factor"].min():.1f} to {of["factor"].max():.1f} in drift and '
         f'{of["range"].min():.0f} to {of["range"].max():.0f} points in agreement'
-        for of in (rates[is_budget], rates[is_level])
+        for of in budgets_and_levels(rates)
     ]
     return f'Over learning rates x8, runs with one budget differ {said[0]}. With one level they differ {said[1]}.'
 
@@ -222,8 +226,8 @@ def others_answer(found: list[dict]) -> str:
     """The same over all that is not the learning rate."""
     said = []
     for what, of in pd.DataFrame(found).groupby('what', sort=False):
-        kinds = (of.loc[of['name'].str.startswith(kind), 'factor'] for kind in ('budget', 'level'))
-        said.append(f'over {what} ' + ' and '.join(f'{of_kind.min():.1f} to {of_kind.max():.1f}' for of_kind in kinds))
+        factors = (f'{rows["factor"].min():.1f} to {rows["factor"].max():.1f}' for rows in budgets_and_levels(of))
+        said.append(f'over {what} {" and ".join(factors)}')
     return f'Drift differs by these factors with one budget, and with one level: {"; ".join(said)}.'
 
 

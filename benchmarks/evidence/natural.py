@@ -121,9 +121,6 @@ def settings(family: str, rate: float | None) -> list[tuple[str, dict]] | None:
     return None if rate is None else [(method, dict(of, lr=rate)) for of in strengths]
 
 
-NOTHING = 'nothing'  # of a method: no setting is within a point
-
-
 class Found:
     """What the rows of the first seed say so far."""
 
@@ -146,15 +143,18 @@ class Found:
         values = tried and self.measured(part, cell, tried, 'val')
         return tried[int(np.argmax(values))] if values else None
 
-    def keeper(self, part: str, cell: Cell, family: str) -> tuple[str, dict] | str | None:
-        """The setting that keeps most of the old task, of those at most a point below plain fine-tuning's best."""
+    def keeper(self, part: str, cell: Cell, family: str) -> list[tuple[str, dict] | None]:
+        """The setting that keeps most of the old task, of those at most a point below plain fine-tuning's best, if any.
+
+        [None] as long as a run is missing.
+        """
         tried, plain = settings(family, self.rate(part, cell)), self.measured(part, cell, settings(PLAIN, None), 'val')
         values = tried and self.measured(part, cell, tried, 'val')
         if not values:
-            return None
+            return [None]
         kept = self.measured(part, cell, tried, 'old_restored')
         good = [(old, setting) for value, old, setting in zip(values, kept, tried) if value >= max(plain) - 1]
-        return max(good, key=lambda pair: pair[0])[1] if good else NOTHING
+        return [max(good, key=lambda pair: pair[0])[1]] if good else []
 
 
 Trials = Iterator[dict | None]
@@ -185,8 +185,7 @@ def finals(found: Found, part: str, chosen_in: Cell, cells: tuple[Cell, ...], se
 def keepers(found: Found, part: str, cell: Cell, seed: int) -> Trials:
     """The setting of every method that keeps most for a point of validation, with another seed."""
     for family in FAMILIES:
-        setting = found.keeper(part, cell, family)
-        if setting is not NOTHING:
+        for setting in found.keeper(part, cell, family):
             yield setting and trial(part, cell, *setting, seed)
 
 

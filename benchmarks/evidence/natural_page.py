@@ -18,10 +18,9 @@ from natural_tables import (
     interval,
     of_cell,
 )
-from rows import HERE, read
+from rows import read
+from study import RESULTS
 from tables import NAMES, finals_of, in_short, markdown, numbers
-
-RESULTS = HERE / 'results.csv'
 
 HEAD = """# Does it help?
 

@@ -106,9 +106,9 @@ def load_weights(runner: Runner, cfg: Mapping, report: RollbackReport) -> dict[n
             except NotHere as absent:
                 _declare(model, absent, report)
     found = origins.found()
-    held = set(found.values())
     # of a checkpoint that is not here nothing need be left: a stock detector declares one, and load_from has it all
-    report.sources = {name: state for name, state in report.sources.items() if state == 'loaded' or name in held}
+    held = set(found.values())
+    report.sources = {name: why for name, why in report.sources.items() if name in held}
     whole = [load_from, *(cfg['checkpoint'] for cfg in _pretrained_cfgs(model))]
     for checkpoint, state in origins.states.items():
         if state is None:
